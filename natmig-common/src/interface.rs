@@ -1,0 +1,109 @@
+//! What the program knows of the router's interfaces, and the locator pools of the fabric.
+
+use crate::Mac;
+
+/// Role of an interface in the fabric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// A segment: hosts and VMs.
+    Access = 1,
+    /// Another router of the fabric.
+    Fabric = 2,
+    /// Outside the datacenter.
+    External = 3,
+    /// The near end of the router's own port: packets that its kernel sends to away VMs enter here.
+    /// A packet that cannot be forwarded from here is dropped, because passing it on would return it.
+    Kernel = 4,
+}
+
+impl Role {
+    /// The role with this number, or `None` for a number that is none.
+    #[inline]
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        match raw {
+            1 => Some(Self::Access),
+            2 => Some(Self::Fabric),
+            3 => Some(Self::External),
+            4 => Some(Self::Kernel),
+            _ => None,
+        }
+    }
+
+    /// The role's name, as configuration files and reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Fabric => "fabric",
+            Self::External => "external",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// This router owns the segment's gateway address, so it answers ARP and takes frames for VMs.
+pub const FLAG_GATEWAY_OWNER: u8 = 1;
+/// Sources of visitors keep their identity inside the fabric (`source = "identity"`).
+pub const FLAG_KEEP_SOURCE: u8 = 2;
+
+/// Element of the `INTERFACES` map; all zero where natmig has no interface of that ifindex.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Interface {
+    /// [`Role`], or 0.
+    pub role: u8,
+    /// `FLAG_*` bits.
+    pub flags: u8,
+    /// Where the interface's counters are: element `slot * Counter::COUNT + counter`.
+    pub slot: u16,
+    /// The interface's own MAC address.
+    pub mac: Mac,
+    /// The interface's MTU in bytes, without the link-layer header.
+    pub mtu: u16,
+    /// Source address of ICMP errors that the program sends here; 0 if it must not send any.
+    pub address: [u8; 4],
+    /// Prefix of the access interface's segment, network order; 0 elsewhere.
+    pub prefix: [u8; 4],
+    /// Netmask of `prefix`, network order; 0 where there is no segment.
+    pub netmask: [u8; 4],
+    /// Unused, zero.
+    pub _reserved: [u8; 8],
+}
+
+impl Interface {
+    /// Whether visitors' sources are left as identities on this interface.
+    #[inline]
+    pub const fn keeps_source(&self) -> bool {
+        self.flags & FLAG_KEEP_SOURCE != 0
+    }
+
+    /// Sets whether visitors' sources are left as identities on this interface.
+    pub const fn set_keeps_source(&mut self, keeps: bool) {
+        if keeps {
+            self.flags |= FLAG_KEEP_SOURCE;
+        } else {
+            self.flags &= !FLAG_KEEP_SOURCE;
+        }
+    }
+
+    /// Whether this router owns the gateway address of the interface's segment.
+    #[inline]
+    pub const fn owns_gateway(&self) -> bool {
+        self.flags & FLAG_GATEWAY_OWNER != 0
+    }
+}
+
+/// Key of the `POOLS_IPV4` trie (`struct bpf_lpm_trie_key_u8`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct PoolKey {
+    /// Length of the prefix in bits, host order.
+    pub prefix_length: u32,
+    /// The pool's first address, network order.
+    pub address: [u8; 4],
+}
+
+const _: () = {
+    assert!(size_of::<Interface>() == 32);
+    assert!(size_of::<PoolKey>() == 8);
+};

@@ -1,0 +1,21 @@
+//! Embeds the eBPF object and generates the gRPC code.
+//!
+//! The object comes from `NATMIG_EBPF_OBJECT`, which `cargo xtask build` sets. Without it the binary
+//! is built all the same, for `cargo check` and tests on machines without an eBPF toolchain, and
+//! says at run time how to get one that can load the program.
+
+use std::{env, error::Error, fs, path::Path};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=NATMIG_EBPF_OBJECT");
+    let output = Path::new(&env::var("OUT_DIR")?).join("natmig.bpf.o");
+    match env::var_os("NATMIG_EBPF_OBJECT") {
+        Some(object) => {
+            println!("cargo::rerun-if-changed={}", Path::new(&object).display());
+            fs::copy(&object, &output)
+                .map_err(|error| format!("NATMIG_EBPF_OBJECT={}: {error}", object.display()))?;
+        }
+        None => fs::write(&output, [])?,
+    }
+    Ok(())
+}

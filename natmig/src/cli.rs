@@ -1,0 +1,59 @@
+//! The command line: one module per command, errors as one readable chain on standard error.
+
+mod agent;
+mod controller;
+mod load;
+mod map;
+mod migrate;
+mod migration;
+mod router;
+mod stats;
+mod topology;
+mod unload;
+mod vm;
+
+use std::process::ExitCode;
+
+/// Keeps virtual machines reachable while they migrate between IP subnets.
+#[derive(Debug, clap::Parser)]
+#[command(name = "natmig", version, propagate_version = true)]
+pub struct Command {
+    #[command(subcommand)]
+    subcommand: Subcommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    Agent(agent::Args),
+    Controller(controller::Args),
+    Load(load::Args),
+    Unload(unload::Args),
+    Map(map::Args),
+    Stats(stats::Args),
+    Topology(topology::Args),
+    Vm(vm::Args),
+    Migrate(migrate::Args),
+    Migration(migration::Args),
+    Router(router::Args),
+}
+
+/// Runs the command and reports its error.
+pub fn run(command: Command) -> ExitCode {
+    let result = match command.subcommand {
+        Subcommand::Agent(args) => agent::run(args),
+        Subcommand::Controller(args) => controller::run(args),
+        Subcommand::Load(args) => load::run(args),
+        Subcommand::Unload(args) => unload::run(args),
+        Subcommand::Map(args) => map::run(args),
+        Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Topology(args) => topology::run(args),
+        Subcommand::Vm(args) => vm::run(args),
+        Subcommand::Migrate(args) => migrate::run(args),
+        Subcommand::Migration(args) => migration::run(args),
+        Subcommand::Router(args) => router::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("natmig: {error:#}");
+        ExitCode::FAILURE
+    })
+}

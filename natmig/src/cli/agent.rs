@@ -1,0 +1,11 @@
+//! `natmig agent`.
+
+use std::process::ExitCode;
+
+/// Runs the agent of this router.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}

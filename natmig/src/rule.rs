@@ -1,0 +1,194 @@
+//! What a router is told to do with a bound address: the language between planner and tables.
+//!
+//! The planner speaks of segments; the router knows which of its interfaces serves one.
+
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::names::SegmentName;
+
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+/// A text is not a MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a unicast MAC address: write six hexadecimal bytes, such as 02:00:00:00:00:01")]
+pub struct InvalidMac;
+
+impl FromStr for MacAddress {
+    type Err = InvalidMac;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMac> {
+        let mut mac = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut mac {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(InvalidMac)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| InvalidMac)?;
+        }
+        let multicast = mac[0] & 1 != 0;
+        if parts.next().is_some() || multicast || mac == [0; 6] {
+            return Err(InvalidMac);
+        }
+        Ok(Self(mac))
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        f.pad(&format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"))
+    }
+}
+
+impl Serialize for MacAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Number of a transaction: the migration's number, unique for ever in a fabric.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct TransactionId(pub u64);
+
+impl fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a VM is attached on this router.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The segment whose access interface the VM is behind.
+    pub segment: SegmentName,
+    /// The VM's MAC address.
+    pub mac: MacAddress,
+}
+
+/// What a router does with packets from and to one bound address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Rule {
+    /// No binding. As a pending version: the binding ends with the commit.
+    Absent,
+    /// Identity: the VM is elsewhere, known as `locator`. On a home edge, `home` is where it is at home.
+    Away {
+        /// The VM's locator.
+        locator: Ipv4Addr,
+        /// The VM's home attachment, on home edges only.
+        home: Option<Attachment>,
+    },
+    /// Identity: the VM is here. Without `locator` it has returned home.
+    Local {
+        /// The locator that its sources carry inside the fabric.
+        locator: Option<Ipv4Addr>,
+        /// Where it is.
+        at: Attachment,
+        /// The gateway address of its home segment, to be announced to it; no part of the table.
+        gateway: Option<Ipv4Addr>,
+    },
+    /// Locator: the VM is here.
+    Deliver {
+        /// The VM's identity.
+        identity: Ipv4Addr,
+        /// Where it is.
+        at: Attachment,
+    },
+    /// Locator: the VM moved on from here.
+    Forward {
+        /// The VM's identity.
+        identity: Ipv4Addr,
+        /// Its locator, or its identity if it went home.
+        to: Ipv4Addr,
+    },
+    /// Locator of another place.
+    Known {
+        /// The VM's identity.
+        identity: Ipv4Addr,
+    },
+}
+
+/// One address and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Change {
+    /// The bound address.
+    pub address: Ipv4Addr,
+    /// What the router does with it.
+    pub rule: Rule,
+}
+
+/// What a transaction changes on one router.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// In force from prepare on, because it is harmless early: entries of locators that nothing
+    /// used before.
+    pub early: Vec<Change>,
+    /// Pending until the commit.
+    pub pending: Vec<Change>,
+}
+
+/// Digest of a table, equal on controller and router when their tables agree.
+///
+/// `rules` come in ascending order of address. [`Rule::Absent`] is left out, and so is what no
+/// table holds (the gateway that is announced to a visitor).
+pub fn digest<'a>(rules: impl IntoIterator<Item = (Ipv4Addr, &'a Rule)>) -> u64 {
+    fn attachment(hash: &mut Sha256, at: &Attachment) {
+        hash.update(at.mac.0);
+        hash.update(at.segment.as_str().as_bytes());
+        hash.update([0]);
+    }
+    let mut hash = Sha256::new();
+    for (address, rule) in rules {
+        if matches!(rule, Rule::Absent) {
+            continue;
+        }
+        hash.update(address.octets());
+        match rule {
+            Rule::Absent => {}
+            Rule::Away { locator, home } => {
+                hash.update([1]);
+                hash.update(locator.octets());
+                if let Some(at) = home {
+                    attachment(&mut hash, at);
+                }
+            }
+            Rule::Local { locator, at, gateway: _ } => {
+                hash.update([2]);
+                hash.update(locator.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+                attachment(&mut hash, at);
+            }
+            Rule::Deliver { identity, at } => {
+                hash.update([3]);
+                hash.update(identity.octets());
+                attachment(&mut hash, at);
+            }
+            Rule::Forward { identity, to } => {
+                hash.update([4]);
+                hash.update(identity.octets());
+                hash.update(to.octets());
+            }
+            Rule::Known { identity } => {
+                hash.update([5]);
+                hash.update(identity.octets());
+            }
+        }
+    }
+    let bytes = hash.finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&bytes[..8]);
+    u64::from_be_bytes(first)
+}
