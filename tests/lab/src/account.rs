@@ -65,8 +65,15 @@ pub struct Account {
 /// Fate of each packet of a flow.
 pub fn fates(flow: &Flow, log: &Datagrams, windows: &[Window]) -> Vec<Fate> {
     let delay = log.longest_delay();
-    let windows: Vec<&Window> = windows.iter().filter(|window| window.vm == flow.from || window.vm == flow.to).collect();
-    let excused = |sent: u64| windows.iter().any(|window| sent + delay >= window.unplug && sent <= window.end());
+    let windows: Vec<&Window> = windows
+        .iter()
+        .filter(|window| window.vm == flow.from || window.vm == flow.to)
+        .collect();
+    let excused = |sent: u64| {
+        windows
+            .iter()
+            .any(|window| sent + delay >= window.unplug && sent <= window.end())
+    };
     let packets = log.sent.iter().zip(&log.received);
     packets
         .map(|(sent, received)| match *received {
@@ -79,7 +86,10 @@ pub fn fates(flow: &Flow, log: &Datagrams, windows: &[Window]) -> Vec<Fate> {
 
 /// Sums up the fates.
 pub fn account(flow: &Flow, log: &Datagrams, windows: &[Window]) -> Account {
-    let mut account = Account { sent: log.sent.len() as u64, ..Account::default() };
+    let mut account = Account {
+        sent: log.sent.len() as u64,
+        ..Account::default()
+    };
     for (fate, sent) in fates(flow, log, windows).into_iter().zip(&log.sent) {
         match fate {
             Fate::Arrived => account.arrived += 1,
@@ -96,7 +106,12 @@ mod tests {
     use crate::traffic::tests::flow;
 
     fn window() -> Window {
-        Window { vm: "vm1".into(), unplug: 1000, replug: 1200, anchors: 1300 }
+        Window {
+            vm: "vm1".into(),
+            unplug: 1000,
+            replug: 1200,
+            anchors: 1300,
+        }
     }
 
     #[test]
@@ -107,19 +122,48 @@ mod tests {
             ..Datagrams::default()
         };
         let account = account(&flow("host1", "vm1"), &log, &[window()]);
-        assert_eq!(account, Account { sent: 6, arrived: 1, excused: 3, lost: vec![985, 1301] });
+        assert_eq!(
+            account,
+            Account {
+                sent: 6,
+                arrived: 1,
+                excused: 3,
+                lost: vec![985, 1301]
+            }
+        );
     }
 
     #[test]
     fn others_are_never_excused() {
-        let log = Datagrams { sent: vec![1100], received: vec![0], ..Datagrams::default() };
-        assert_eq!(account(&flow("host1", "vm2"), &log, &[window()]).lost, [1100]);
+        let log = Datagrams {
+            sent: vec![1100],
+            received: vec![0],
+            ..Datagrams::default()
+        };
+        assert_eq!(
+            account(&flow("host1", "vm2"), &log, &[window()]).lost,
+            [1100]
+        );
     }
 
     #[test]
     fn gap_is_what_natmig_adds() {
         assert_eq!(window().natmig_gap(), 100);
-        assert_eq!(Window { anchors: 1100, ..window() }.natmig_gap(), 0);
-        assert_eq!(Window { anchors: 1100, ..window() }.end(), 1200);
+        assert_eq!(
+            Window {
+                anchors: 1100,
+                ..window()
+            }
+            .natmig_gap(),
+            0
+        );
+        assert_eq!(
+            Window {
+                anchors: 1100,
+                ..window()
+            }
+            .end(),
+            1200
+        );
     }
 }

@@ -53,9 +53,20 @@ pub struct Leak {
 
 impl fmt::Display for Leak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let direction = if self.outgoing { "sent by" } else { "received by" };
-        write!(f, "{} as {}, {direction} {} on {}, frame", self.locator, self.field, self.node, self.interface)?;
-        self.frame.iter().take(80).try_for_each(|byte| write!(f, " {byte:02x}"))
+        let direction = if self.outgoing {
+            "sent by"
+        } else {
+            "received by"
+        };
+        write!(
+            f,
+            "{} as {}, {direction} {} on {}, frame",
+            self.locator, self.field, self.node, self.interface
+        )?;
+        self.frame
+            .iter()
+            .take(80)
+            .try_for_each(|byte| write!(f, " {byte:02x}"))
     }
 }
 
@@ -93,16 +104,29 @@ impl Captures {
     /// Opens a capture on every interface of every endpoint.
     pub fn start(network: &Network, flows: &[Flow]) -> Result<Self> {
         let mut taps = Vec::new();
-        for Endpoint { name, interfaces, .. } in network.topology().endpoints() {
+        for Endpoint {
+            name, interfaces, ..
+        } in network.topology().endpoints()
+        {
             for interface in interfaces {
-                let socket = network.node(&name)?.enter(|| tap(&interface)).with_context(|| format!("capture on {interface} of {name}"))?;
-                taps.push(Tap { socket, node: name.clone(), interface });
+                let socket = network
+                    .node(&name)?
+                    .enter(|| tap(&interface))
+                    .with_context(|| format!("capture on {interface} of {name}"))?;
+                taps.push(Tap {
+                    socket,
+                    node: name.clone(),
+                    interface,
+                });
             }
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, pools, flows) = (Arc::clone(&stop), network.pools(), flows.to_vec());
         let thread = thread::spawn(move || capture(&taps, &pools, &flows, &stopped));
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Ends all captures.
@@ -122,7 +146,12 @@ impl Drop for Captures {
 }
 
 fn tap(interface: &str) -> Result<OwnedFd> {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+        None::<SockProtocol>,
+    )?;
     setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
     // SAFETY: a sockaddr_ll is plain data, for which all zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -130,7 +159,13 @@ fn tap(interface: &str) -> Result<OwnedFd> {
     address.sll_protocol = u16::try_from(libc::ETH_P_ALL)?.to_be();
     address.sll_ifindex = i32::try_from(if_nametoindex(interface)?)?;
     // SAFETY: the address lives until the call returns and its length is its own.
-    let bound = unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), size_of_val(&address) as u32) };
+    let bound = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(&address).cast(),
+            size_of_val(&address) as u32,
+        )
+    };
     nix::errno::Errno::result(bound)?;
     Ok(socket)
 }
@@ -147,12 +182,18 @@ enum Direction {
 }
 
 fn capture(taps: &[Tap], pools: &[Ipv4Net], flows: &[Flow], stop: &AtomicBool) -> Result<Findings> {
-    let mut findings = Findings { leaked_by_flow: vec![0; flows.len()], ..Findings::default() };
+    let mut findings = Findings {
+        leaked_by_flow: vec![0; flows.len()],
+        ..Findings::default()
+    };
     let mut buffer = vec![0; 65536];
     let mut idle = false;
     // After the stop, until nothing is left in the buffers.
     while !(stop.load(Ordering::Relaxed) && idle) {
-        let mut polled: Vec<PollFd> = taps.iter().map(|tap| PollFd::new(tap.socket.as_fd(), PollFlags::POLLIN)).collect();
+        let mut polled: Vec<PollFd> = taps
+            .iter()
+            .map(|tap| PollFd::new(tap.socket.as_fd(), PollFlags::POLLIN))
+            .collect();
         match poll(&mut polled, PollTimeout::from(50u8)) {
             Ok(ready) => idle = ready == 0 || stop.load(Ordering::Relaxed),
             Err(nix::errno::Errno::EINTR) => continue,
@@ -162,7 +203,14 @@ fn capture(taps: &[Tap], pools: &[Ipv4Net], flows: &[Flow], stop: &AtomicBool) -
         for (tap, _) in taps.iter().zip(ready).filter(|(_, ready)| *ready) {
             while let Some((length, direction)) = receive(tap, &mut buffer) {
                 findings.frames += 1;
-                inspect(tap, &buffer[..length], direction, pools, flows, &mut findings);
+                inspect(
+                    tap,
+                    &buffer[..length],
+                    direction,
+                    pools,
+                    flows,
+                    &mut findings,
+                );
             }
         }
     }
@@ -178,7 +226,14 @@ fn receive(tap: &Tap, buffer: &mut [u8]) -> Option<(usize, Direction)> {
     let mut size = size_of_val(&address) as libc::socklen_t;
     // SAFETY: buffer and address live until the call returns, and their lengths are theirs.
     let length = unsafe {
-        libc::recvfrom(tap.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0, std::ptr::from_mut(&mut address).cast(), &mut size)
+        libc::recvfrom(
+            tap.socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+            std::ptr::from_mut(&mut address).cast(),
+            &raw mut size,
+        )
     };
     let length = usize::try_from(length).ok()?;
     let direction = match address.sll_pkttype {
@@ -195,19 +250,36 @@ fn missed(tap: &Tap) -> Result<u32> {
     let mut size = size_of_val(&statistics) as libc::socklen_t;
     // SAFETY: `tpacket_stats` is two 32-bit words, and the array lives until the call returns.
     let result = unsafe {
-        libc::getsockopt(tap.socket.as_raw_fd(), libc::SOL_PACKET, PACKET_STATISTICS, statistics.as_mut_ptr().cast(), &mut size)
+        libc::getsockopt(
+            tap.socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_STATISTICS,
+            statistics.as_mut_ptr().cast(),
+            &raw mut size,
+        )
     };
     nix::errno::Errno::result(result).context("capture statistics")?;
     Ok(statistics[1])
 }
 
-fn inspect(tap: &Tap, frame: &[u8], direction: Direction, pools: &[Ipv4Net], flows: &[Flow], findings: &mut Findings) {
+fn inspect(
+    tap: &Tap,
+    frame: &[u8],
+    direction: Direction,
+    pools: &[Ipv4Net],
+    flows: &[Flow],
+    findings: &mut Findings,
+) {
     let seen = dissect(frame);
     let flow = seen.key.and_then(|key| key.flow(flows));
-    let locator = seen.addresses.iter().find(|(_, address)| pools.iter().any(|pool| pool.contains(address)));
+    let locator = seen
+        .addresses
+        .iter()
+        .find(|(_, address)| pools.iter().any(|pool| pool.contains(address)));
     if let Some(&(field, locator)) = locator {
         findings.leaked += 1;
-        if let Some(count) = flow.and_then(|flow| findings.leaked_by_flow.get_mut(flow.id as usize)) {
+        if let Some(count) = flow.and_then(|flow| findings.leaked_by_flow.get_mut(flow.id as usize))
+        {
             *count += 1;
         }
         if findings.leaks.len() < KEPT {
@@ -223,7 +295,10 @@ fn inspect(tap: &Tap, frame: &[u8], direction: Direction, pools: &[Ipv4Net], flo
             });
         }
     }
-    if direction == Direction::Taken && seen.probe && let Some(flow) = flow {
+    if direction == Direction::Taken
+        && seen.probe
+        && let Some(flow) = flow
+    {
         let for_us = if seen.reply { &flow.from } else { &flow.to };
         // Both directions of a pair have the same ports: either end may be meant.
         let pair = flow.kind == Kind::Udp && (tap.node == flow.from || tap.node == flow.to);
@@ -243,8 +318,12 @@ enum Key {
 impl Key {
     fn flow(self, flows: &[Flow]) -> Option<&Flow> {
         match self {
-            Self::Ports(source, destination) => flow_of_port(flows, destination).or_else(|| flow_of_port(flows, source)),
-            Self::Echo(id) => flows.get(usize::from(id)).filter(|flow| flow.kind == Kind::Ping),
+            Self::Ports(source, destination) => {
+                flow_of_port(flows, destination).or_else(|| flow_of_port(flows, source))
+            }
+            Self::Echo(id) => flows
+                .get(usize::from(id))
+                .filter(|flow| flow.kind == Kind::Ping),
         }
     }
 }
@@ -279,8 +358,15 @@ fn dissect(frame: &[u8]) -> Seen {
     match word(frame, at) {
         Some(0x0800) => ipv4(rest, &mut seen, false),
         Some(0x0806) => {
-            let fields = [("ARP sender", address(rest, 14)), ("ARP target", address(rest, 24))];
-            seen.addresses.extend(fields.into_iter().filter_map(|(field, address)| Some((field, address?))));
+            let fields = [
+                ("ARP sender", address(rest, 14)),
+                ("ARP target", address(rest, 24)),
+            ];
+            seen.addresses.extend(
+                fields
+                    .into_iter()
+                    .filter_map(|(field, address)| Some((field, address?))),
+            );
         }
         Some(_) | None => {}
     }
@@ -288,22 +374,40 @@ fn dissect(frame: &[u8]) -> Seen {
 }
 
 fn ipv4(packet: &[u8], seen: &mut Seen, quoted: bool) {
-    let names = if quoted { ["quoted source", "quoted destination"] } else { ["source", "destination"] };
-    let fields = [(names[0], address(packet, 12)), (names[1], address(packet, 16))];
-    seen.addresses.extend(fields.into_iter().filter_map(|(field, address)| Some((field, address?))));
+    let names = if quoted {
+        ["quoted source", "quoted destination"]
+    } else {
+        ["source", "destination"]
+    };
+    let fields = [
+        (names[0], address(packet, 12)),
+        (names[1], address(packet, 16)),
+    ];
+    seen.addresses.extend(
+        fields
+            .into_iter()
+            .filter_map(|(field, address)| Some((field, address?))),
+    );
     let Some(&first) = packet.first() else { return };
     let fragment = word(packet, 6).unwrap_or(0) & 0x1fff;
-    let payload = packet.get(usize::from(first & 15) * 4..).unwrap_or_default();
+    let payload = packet
+        .get(usize::from(first & 15) * 4..)
+        .unwrap_or_default();
     if fragment != 0 {
         return;
     }
     match packet.get(9) {
         Some(6 | 17) => {
-            seen.key = word(payload, 0).zip(word(payload, 2)).map(|(source, destination)| Key::Ports(source, destination));
-            seen.probe = !quoted && packet.get(9) == Some(&17) && payload.get(8..12) == Some(&MAGIC);
+            seen.key = word(payload, 0)
+                .zip(word(payload, 2))
+                .map(|(source, destination)| Key::Ports(source, destination));
+            seen.probe =
+                !quoted && packet.get(9) == Some(&17) && payload.get(8..12) == Some(&MAGIC);
         }
         Some(1) => match payload.first() {
-            Some(3 | 4 | 5 | 11 | 12) if !quoted => ipv4(payload.get(8..).unwrap_or_default(), seen, true),
+            Some(3 | 4 | 5 | 11 | 12) if !quoted => {
+                ipv4(payload.get(8..).unwrap_or_default(), seen, true);
+            }
             Some(kind @ (0 | 8)) => {
                 seen.key = word(payload, 4).map(Key::Echo);
                 seen.reply = *kind == 0;
@@ -339,16 +443,30 @@ mod tests {
 
     fn fields(frame: &[u8]) -> Vec<&'static str> {
         let locator = Ipv4Addr::from(LOCATOR);
-        dissect(frame).addresses.into_iter().filter(|(_, address)| *address == locator).map(|(field, _)| field).collect()
+        dissect(frame)
+            .addresses
+            .into_iter()
+            .filter(|(_, address)| *address == locator)
+            .map(|(field, _)| field)
+            .collect()
     }
 
     #[test]
     fn locators_are_found_in_every_header() {
-        assert_eq!(fields(&frame(0x0800, &packet(17, LOCATOR, HOST, &[0; 8]))), ["source"]);
-        assert_eq!(fields(&frame(0x0800, &packet(17, HOST, LOCATOR, &[0; 8]))), ["destination"]);
+        assert_eq!(
+            fields(&frame(0x0800, &packet(17, LOCATOR, HOST, &[0; 8]))),
+            ["source"]
+        );
+        assert_eq!(
+            fields(&frame(0x0800, &packet(17, HOST, LOCATOR, &[0; 8]))),
+            ["destination"]
+        );
         let mut error = vec![3, 4, 0, 0, 0, 0, 0, 0];
         error.extend(packet(6, HOST, LOCATOR, &[0; 8]));
-        assert_eq!(fields(&frame(0x0800, &packet(1, HOST, HOST, &error))), ["quoted destination"]);
+        assert_eq!(
+            fields(&frame(0x0800, &packet(1, HOST, HOST, &error))),
+            ["quoted destination"]
+        );
         let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1];
         arp.extend(HOST);
         arp.extend([0; 6]);

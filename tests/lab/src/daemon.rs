@@ -2,9 +2,9 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    os::unix::process::CommandExt as _,
     time::{Duration, Instant},
 };
 
@@ -27,13 +27,22 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `program` in a namespace; what it says goes to `logs/NAME.log` of the run directory.
-    pub fn start(run: &Run, name: &str, namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
+    pub fn start(
+        run: &Run,
+        name: &str,
+        namespace: &Namespace,
+        program: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let logs = run.directory().join("logs");
         fs::create_dir_all(&logs)?;
         let mut daemon = Self {
             name: name.to_owned(),
             program: program.to_owned(),
-            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            arguments: arguments
+                .iter()
+                .map(|&argument| argument.to_owned())
+                .collect(),
             namespace: namespace.clone(),
             log: logs.join(format!("{name}.log")),
             child: None,
@@ -53,7 +62,9 @@ impl Daemon {
             .stderr(log)
             // An interrupt from the terminal is for the lab, which ends its daemons in order.
             .process_group(0);
-        let child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
         run.note_process(child.id())?;
         self.child = Some(child);
         Ok(())
@@ -93,7 +104,9 @@ impl Daemon {
 
     /// An error with the end of its log if it ended by itself.
     pub fn check(&mut self) -> Result<()> {
-        let Some(child) = &mut self.child else { return Ok(()) };
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
         if let Some(status) = child.try_wait()? {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();

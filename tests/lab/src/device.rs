@@ -22,13 +22,22 @@ const ETHTOOL_SET_GSO: u32 = 0x24;
 const ETHTOOL_SET_GRO: u32 = 0x2c;
 
 fn control() -> Result<OwnedFd> {
-    socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).context("control socket")
+    socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("control socket")
 }
 
 fn request(interface: &str) -> Result<libc::ifreq> {
     // SAFETY: an ifreq is plain data, for which all zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    anyhow::ensure!(interface.len() < request.ifr_name.len(), "{interface}: too long for an interface name");
+    anyhow::ensure!(
+        interface.len() < request.ifr_name.len(),
+        "{interface}: too long for an interface name"
+    );
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
@@ -37,13 +46,17 @@ fn request(interface: &str) -> Result<libc::ifreq> {
 
 fn ethtool(interface: &str, command: u32, on: bool) -> Result<()> {
     let socket = control()?;
-    let mut value = EthtoolValue { command, data: u32::from(on) };
+    let mut value = EthtoolValue {
+        command,
+        data: u32::from(on),
+    };
     let mut request = request(interface)?;
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
     // SAFETY: the request and the value it points to live until the call returns, and the kernel
     // writes no more than an `ethtool_value` for these commands.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) };
-    nix::errno::Errno::result(result).with_context(|| format!("ethtool {command:#x} on {interface}"))?;
+    nix::errno::Errno::result(result)
+        .with_context(|| format!("ethtool {command:#x} on {interface}"))?;
     Ok(())
 }
 
@@ -68,7 +81,8 @@ fn port(bridge: &str, interface: &str, command: libc::c_ulong) -> Result<()> {
     request.ifr_ifru.ifru_ifindex = i32::try_from(index)?;
     // SAFETY: the request lives until the call returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), command as _, &mut request) };
-    nix::errno::Errno::result(result).with_context(|| format!("port {interface} of bridge {bridge}"))?;
+    nix::errno::Errno::result(result)
+        .with_context(|| format!("port {interface} of bridge {bridge}"))?;
     Ok(())
 }
 

@@ -39,8 +39,12 @@ impl Namespace {
     /// One that exists.
     pub fn open(name: &str) -> Result<Self> {
         let path = PathBuf::from(DIRECTORY).join(name);
-        let file = File::open(&path).with_context(|| format!("no network namespace {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+        let file = File::open(&path)
+            .with_context(|| format!("no network namespace {}", path.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            file: Arc::new(file),
+        })
     }
 
     /// Names of all that begin with `prefix`.
@@ -62,8 +66,11 @@ impl Namespace {
         if names.is_empty() {
             return Ok(());
         }
-        let lines: String = names.iter().map(|name| format!("netns delete {name}\n")).collect();
-        ip(None, &lines)
+        let lines: Vec<String> = names
+            .iter()
+            .map(|name| format!("netns delete {name}\n"))
+            .collect();
+        ip(None, &lines.concat())
     }
 
     /// Its name.
@@ -75,7 +82,8 @@ impl Namespace {
     pub fn enter<T: Send>(&self, inside: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let outcome = thread::scope(|scope| {
             let entered = scope.spawn(|| {
-                setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", self.name))?;
+                setns(&*self.file, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("cannot enter {}", self.name))?;
                 inside()
             });
             entered.join()
@@ -125,7 +133,8 @@ fn run_batch(namespace: Option<&Namespace>, lines: &str, force: bool) -> Result<
     if lines.is_empty() {
         return Ok(());
     }
-    let mut command = namespace.map_or_else(|| Command::new("ip"), |namespace| namespace.command("ip"));
+    let mut command =
+        namespace.map_or_else(|| Command::new("ip"), |namespace| namespace.command("ip"));
     if force {
         command.arg("-force");
     }
@@ -142,7 +151,10 @@ fn run_batch(namespace: Option<&Namespace>, lines: &str, force: bool) -> Result<
     let output = child.wait_with_output()?;
     if !output.status.success() && !force {
         let place = namespace.map_or("the host", Namespace::name);
-        bail!("ip failed in {place}: {}\n{lines}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "ip failed in {place}: {}\n{lines}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -23,12 +23,21 @@ pub struct NextHop {
 pub type Routes = BTreeMap<Ipv4Net, Vec<NextHop>>;
 
 /// Routes of every node that routes, from the live links (by index in `links`).
-pub fn routes(topology: &Topology, links: &[RoutedLink], live: &[bool]) -> BTreeMap<String, Routes> {
+pub fn routes(
+    topology: &Topology,
+    links: &[RoutedLink],
+    live: &[bool],
+) -> BTreeMap<String, Routes> {
     let mut tables: BTreeMap<String, Routes> = topology
         .routers
         .iter()
         .map(|router| (router.name.clone(), Routes::new()))
-        .chain(topology.outside.iter().map(|outside| (outside.name.clone(), Routes::new())))
+        .chain(
+            topology
+                .outside
+                .iter()
+                .map(|outside| (outside.name.clone(), Routes::new())),
+        )
         .collect();
     for (prefix, owners) in destinations(topology, links) {
         let distance = distances(topology, links, live, &owners);
@@ -36,14 +45,21 @@ pub fn routes(topology: &Topology, links: &[RoutedLink], live: &[bool]) -> BTree
             if owners.contains(node) {
                 continue;
             }
-            let Some(mine) = distance.get(node) else { continue };
+            let Some(mine) = distance.get(node) else {
+                continue;
+            };
             let mut hops = Vec::new();
             for (link, _) in links.iter().zip(live).filter(|(_, live)| **live) {
                 for (near, far) in [(0, 1), (1, 0)] {
                     let (near, far) = (&link.ends[near], &link.ends[far]);
-                    let closer = distance.get(&far.node).is_some_and(|theirs| theirs + 1 == *mine);
+                    let closer = distance
+                        .get(&far.node)
+                        .is_some_and(|theirs| theirs + 1 == *mine);
                     if near.node == *node && closer {
-                        hops.push(NextHop { via: far.address, interface: near.interface.clone() });
+                        hops.push(NextHop {
+                            via: far.address,
+                            interface: near.interface.clone(),
+                        });
                     }
                 }
             }
@@ -75,9 +91,18 @@ fn destinations(topology: &Topology, links: &[RoutedLink]) -> BTreeMap<Ipv4Net, 
 }
 
 /// Hops to the nearest owner; the outside host never carries transit traffic.
-fn distances(topology: &Topology, links: &[RoutedLink], live: &[bool], owners: &[String]) -> BTreeMap<String, u32> {
-    let outside = topology.outside.as_ref().map(|outside| outside.name.as_str());
-    let mut distance: BTreeMap<String, u32> = owners.iter().map(|owner| (owner.clone(), 0)).collect();
+fn distances(
+    topology: &Topology,
+    links: &[RoutedLink],
+    live: &[bool],
+    owners: &[String],
+) -> BTreeMap<String, u32> {
+    let outside = topology
+        .outside
+        .as_ref()
+        .map(|outside| outside.name.as_str());
+    let mut distance: BTreeMap<String, u32> =
+        owners.iter().map(|owner| (owner.clone(), 0)).collect();
     let mut queue: VecDeque<String> = owners.iter().cloned().collect();
     while let Some(node) = queue.pop_front() {
         let here = distance[&node];
@@ -100,14 +125,23 @@ fn distances(topology: &Topology, links: &[RoutedLink], live: &[bool], owners: &
 /// Lines for `ip -batch` that turn `old` into `new` without a moment in which a kept prefix has no route.
 pub fn batch(old: &Routes, new: &Routes, source: Option<Ipv4Addr>) -> String {
     let mut lines = String::new();
-    let source = source.map(|address| format!(" src {address}")).unwrap_or_default();
+    let source = source
+        .map(|address| format!(" src {address}"))
+        .unwrap_or_default();
     for (prefix, hops) in new {
         if old.get(prefix) == Some(hops) {
             continue;
         }
-        let hops: Vec<_> = hops.iter().map(|hop| format!("nexthop via {} dev {}", hop.via, hop.interface)).collect();
+        let hops: Vec<_> = hops
+            .iter()
+            .map(|hop| format!("nexthop via {} dev {}", hop.via, hop.interface))
+            .collect();
         // Writing to a String cannot fail.
-        let _ = writeln!(lines, "route replace {prefix} proto static{source} {}", hops.join(" "));
+        let _ = writeln!(
+            lines,
+            "route replace {prefix} proto static{source} {}",
+            hops.join(" ")
+        );
     }
     for prefix in old.keys().filter(|prefix| !new.contains_key(prefix)) {
         let _ = writeln!(lines, "route delete {prefix} proto static");
@@ -150,14 +184,20 @@ mod tests {
         let tables = routes(&topology, &links, &live);
         assert_eq!(hops(&tables, "edge1", "10.1.3.0/24"), ["agg2"]);
         assert_eq!(hops(&tables, "core1", "10.1.1.0/24"), ["agg2"]);
-        assert_eq!(hops(&tables, "agg1", "10.1.1.0/24"), ["core1", "core2", "edge2"]);
+        assert_eq!(
+            hops(&tables, "agg1", "10.1.1.0/24"),
+            ["core1", "core2", "edge2"]
+        );
     }
 
     #[test]
     fn outside_is_no_transit() {
         let topology = Topology::parse(THREE_TIER).unwrap();
         let links = topology.routed_links();
-        let live: Vec<_> = links.iter().map(|link| link.external || link.ends[0].node != "core1").collect();
+        let live: Vec<_> = links
+            .iter()
+            .map(|link| link.external || link.ends[0].node != "core1")
+            .collect();
         let tables = routes(&topology, &links, &live);
         assert!(hops(&tables, "core1", "10.1.1.0/24").is_empty());
         assert_eq!(hops(&tables, "outside", "10.1.1.0/24"), ["core2"]);

@@ -46,7 +46,11 @@ pub fn check_interrupted() -> Result<()> {
 }
 
 /// Polls until `done` has an answer; `what` says what was waited for in vain.
-pub fn wait_for<T>(what: &str, deadline: Duration, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut done: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         check_interrupted()?;
@@ -65,13 +69,14 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut done: impl FnMut() -> Res
 pub struct Run {
     id: u32,
     directory: PathBuf,
-    lock: Flock<File>,
+    _lock: Flock<File>,
 }
 
 impl Run {
     /// Takes the first free number and clears what crashed labs left.
     pub fn claim() -> Result<Self> {
-        fs::create_dir_all(ROOT).with_context(|| format!("cannot make {ROOT} (the lab needs root)"))?;
+        fs::create_dir_all(ROOT)
+            .with_context(|| format!("cannot make {ROOT} (the lab needs root)"))?;
         clear_stale()?;
         for id in 1..1000 {
             if let Some(mut lock) = try_lock(id)? {
@@ -80,7 +85,11 @@ impl Run {
                 writeln!(lock, "{}", std::process::id())?;
                 let directory = Path::new(ROOT).join(id.to_string());
                 fs::create_dir_all(&directory)?;
-                return Ok(Self { id, directory, lock });
+                return Ok(Self {
+                    id,
+                    directory,
+                    _lock: lock,
+                });
             }
         }
         bail!("a thousand labs are running already");
@@ -103,7 +112,10 @@ impl Run {
 
     /// Notes a process to be ended with the lab, also by the next lab after a crash.
     pub fn note_process(&self, pid: u32) -> Result<()> {
-        let mut file = File::options().create(true).append(true).open(self.directory.join("processes"))?;
+        let mut file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("processes"))?;
         if let Some(started) = start_time(pid) {
             writeln!(file, "{pid} {started}")?;
         }
@@ -116,7 +128,6 @@ impl Drop for Run {
         if let Err(error) = clear(self.id) {
             eprintln!("natmig-lab: cleaning up: {error:#}");
         }
-        let _keep_until_here = &self.lock;
     }
 }
 
@@ -130,7 +141,12 @@ fn lock_path(id: u32) -> PathBuf {
 
 fn try_lock(id: u32) -> Result<Option<Flock<File>>> {
     let path = lock_path(id);
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, nix::errno::Errno::EAGAIN)) => Ok(None),
@@ -143,7 +159,10 @@ fn known() -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(ROOT)? {
         let name = entry?.file_name();
-        if let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".lock")?.parse().ok()) {
+        if let Some(id) = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".lock")?.parse().ok())
+        {
             ids.push(id);
         }
     }
@@ -157,7 +176,9 @@ pub fn clear_stale() -> Result<()> {
     }
     for id in known()? {
         let directory = Path::new(ROOT).join(id.to_string());
-        if let Some(_lock) = try_lock(id)? && (directory.exists() || !Namespace::list(&prefix(id))?.is_empty()) {
+        if let Some(_lock) = try_lock(id)?
+            && (directory.exists() || !Namespace::list(&prefix(id))?.is_empty())
+        {
             eprintln!("natmig-lab: clearing what lab {id} left");
             clear(id)?;
         }
@@ -174,8 +195,12 @@ pub fn stop_all(deadline: Duration) -> Result<()> {
         if try_lock(id)?.is_none() {
             let mut owner = String::new();
             File::open(lock_path(id))?.read_to_string(&mut owner)?;
-            let pid = owner.trim().parse().context("lock file without a process number")?;
-            signal::kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("lab {id}, process {pid}"))?;
+            let pid = owner
+                .trim()
+                .parse()
+                .context("lock file without a process number")?;
+            signal::kill(Pid::from_raw(pid), Signal::SIGTERM)
+                .with_context(|| format!("lab {id}, process {pid}"))?;
             wait_for(&format!("end of lab {id}"), deadline, || try_lock(id))?;
         }
     }
@@ -186,13 +211,24 @@ pub fn stop_all(deadline: Duration) -> Result<()> {
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, which may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 fn clear(id: u32) -> Result<()> {
     let directory = Path::new(ROOT).join(id.to_string());
-    for line in fs::read_to_string(directory.join("processes")).unwrap_or_default().lines() {
-        let Some((Ok(pid), Ok(started))) = line.split_once(' ').map(|(pid, time)| (pid.parse::<u32>(), time.parse::<u64>())) else {
+    for line in fs::read_to_string(directory.join("processes"))
+        .unwrap_or_default()
+        .lines()
+    {
+        let Some((Ok(pid), Ok(started))) = line
+            .split_once(' ')
+            .map(|(pid, time)| (pid.parse::<u32>(), time.parse::<u64>()))
+        else {
             continue;
         };
         if start_time(pid) == Some(started) {
@@ -206,16 +242,25 @@ fn clear(id: u32) -> Result<()> {
     if let Ok(instances) = fs::read_dir(BPFFS) {
         for instance in instances {
             let instance = instance?;
-            if instance.file_name().to_str().is_some_and(|name| name.starts_with(&format!("lab{id}-"))) {
+            if instance
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(&format!("lab{id}-")))
+            {
                 fs::remove_dir_all(instance.path())?;
             }
         }
     }
     for state in ["/run/natmig", "/var/lib/natmig"] {
-        let Ok(entries) = fs::read_dir(state) else { continue };
+        let Ok(entries) = fs::read_dir(state) else {
+            continue;
+        };
         for entry in entries {
             let entry = entry?;
-            let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(&format!("lab{id}-")));
+            let ours = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(&format!("lab{id}-")));
             if ours && entry.file_type()?.is_dir() {
                 fs::remove_dir_all(entry.path())?;
             } else if ours {
@@ -227,4 +272,24 @@ fn clear(id: u32) -> Result<()> {
         fs::remove_dir_all(&directory)?;
     }
     Ok(())
+}
+
+/// Number and namespace prefix of a lab that runs.
+pub fn running() -> Result<(u32, String)> {
+    let ids = if Path::new(ROOT).exists() {
+        known()?
+    } else {
+        Vec::new()
+    };
+    for id in ids {
+        if try_lock(id)?.is_none() {
+            return Ok((id, prefix(id)));
+        }
+    }
+    bail!("no lab is running: bring one up with natmig-lab up");
+}
+
+/// Run directory of a lab.
+pub fn directory(id: u32) -> PathBuf {
+    Path::new(ROOT).join(id.to_string())
 }

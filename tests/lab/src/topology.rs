@@ -213,29 +213,75 @@ impl Topology {
             .chain(self.outside.iter().map(|outside| &outside.name));
         for name in all {
             let plain = name.chars().all(|letter| letter.is_ascii_alphanumeric());
-            ensure!(plain && (1..=12).contains(&name.len()), "{name:?}: names have 1 to 12 letters and digits, they become interface names");
+            ensure!(
+                plain && (1..=12).contains(&name.len()),
+                "{name:?}: names have 1 to 12 letters and digits, they become interface names"
+            );
             ensure!(names.insert(name), "{name} is there twice");
         }
         for link in &self.fabric {
             for end in &link.between {
-                ensure!(self.router(end).is_some(), "link {} – {}: no router {end}", link.between[0], link.between[1]);
+                ensure!(
+                    self.router(end).is_some(),
+                    "link {} – {}: no router {end}",
+                    link.between[0],
+                    link.between[1]
+                );
             }
-            ensure!(link.mtu >= 576, "link {} – {}: an MTU under 576", link.between[0], link.between[1]);
+            ensure!(
+                link.mtu >= 576,
+                "link {} – {}: an MTU under 576",
+                link.between[0],
+                link.between[1]
+            );
         }
         for segment in &self.segments {
-            ensure!((1..=2).contains(&segment.routers.len()), "segment {}: one or two routers", segment.name);
+            ensure!(
+                (1..=2).contains(&segment.routers.len()),
+                "segment {}: one or two routers",
+                segment.name
+            );
             for router in &segment.routers {
-                ensure!(self.router(router).is_some(), "segment {}: no router {router}", segment.name);
+                ensure!(
+                    self.router(router).is_some(),
+                    "segment {}: no router {router}",
+                    segment.name
+                );
             }
-            ensure!(segment.prefix.contains(&segment.gateway), "segment {}: gateway outside of the prefix", segment.name);
-            ensure!(segment.prefix.contains(&segment.pool), "segment {}: pool outside of the prefix", segment.name);
+            ensure!(
+                segment.prefix.contains(&segment.gateway),
+                "segment {}: gateway outside of the prefix",
+                segment.name
+            );
+            ensure!(
+                segment.prefix.contains(&segment.pool),
+                "segment {}: pool outside of the prefix",
+                segment.name
+            );
         }
-        let machines = (self.vms.iter().map(|vm| (&vm.name, &vm.segment, vm.address)))
-            .chain(self.hosts.iter().map(|host| (&host.name, &host.segment, host.address)));
+        let machines = (self
+            .vms
+            .iter()
+            .map(|vm| (&vm.name, &vm.segment, vm.address)))
+        .chain(
+            self.hosts
+                .iter()
+                .map(|host| (&host.name, &host.segment, host.address)),
+        );
         for (name, segment, address) in machines {
-            let Some(segment) = self.segment(segment) else { bail!("{name}: no segment {segment}") };
-            ensure!(segment.prefix.contains(&address), "{name}: {address} is not in {}", segment.name);
-            ensure!(!segment.pool.contains(&address), "{name}: {address} is in the pool of {}", segment.name);
+            let Some(segment) = self.segment(segment) else {
+                bail!("{name}: no segment {segment}")
+            };
+            ensure!(
+                segment.prefix.contains(&address),
+                "{name}: {address} is not in {}",
+                segment.name
+            );
+            ensure!(
+                !segment.pool.contains(&address),
+                "{name}: {address} is in the pool of {}",
+                segment.name
+            );
         }
         for router in self.outside.iter().flat_map(|outside| &outside.routers) {
             ensure!(self.router(router).is_some(), "outside: no router {router}");
@@ -264,17 +310,44 @@ impl Topology {
             let first = u32::from(net.network()) + 2 * u32::try_from(index).unwrap_or(u32::MAX / 4);
             [Ipv4Addr::from(first), Ipv4Addr::from(first + 1)]
         }
-        fn link(nodes: [&String; 2], [a, b]: [Ipv4Addr; 2], mtu: u32, external: bool) -> RoutedLink {
-            let end = |node: &String, peer: &String, address| End { node: node.clone(), interface: peer.clone(), address };
-            RoutedLink { ends: [end(nodes[0], nodes[1], a), end(nodes[1], nodes[0], b)], mtu, external }
+        fn link(
+            nodes: [&String; 2],
+            [a, b]: [Ipv4Addr; 2],
+            mtu: u32,
+            external: bool,
+        ) -> RoutedLink {
+            let end = |node: &String, peer: &String, address| End {
+                node: node.clone(),
+                interface: peer.clone(),
+                address,
+            };
+            RoutedLink {
+                ends: [end(nodes[0], nodes[1], a), end(nodes[1], nodes[0], b)],
+                mtu,
+                external,
+            }
         }
         let fabric = self.fabric.iter().enumerate().map(|(index, l)| {
-            link([&l.between[0], &l.between[1]], pair(self.links, index), l.mtu, false)
+            link(
+                [&l.between[0], &l.between[1]],
+                pair(self.links, index),
+                l.mtu,
+                false,
+            )
         });
         let external = self.outside.iter().flat_map(|outside| {
-            outside.routers.iter().enumerate().map(move |(index, router)| {
-                link([router, &outside.name], pair(outside.links, index), default_mtu(), true)
-            })
+            outside
+                .routers
+                .iter()
+                .enumerate()
+                .map(move |(index, router)| {
+                    link(
+                        [router, &outside.name],
+                        pair(outside.links, index),
+                        default_mtu(),
+                        true,
+                    )
+                })
         });
         fabric.chain(external).collect()
     }
@@ -282,8 +355,16 @@ impl Topology {
     /// Every machine at which natmig must not show.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         let eth0 = || vec!["eth0".to_owned()];
-        let vms = self.vms.iter().map(|vm| Endpoint { name: vm.name.clone(), address: vm.address, interfaces: eth0() });
-        let hosts = self.hosts.iter().map(|host| Endpoint { name: host.name.clone(), address: host.address, interfaces: eth0() });
+        let vms = self.vms.iter().map(|vm| Endpoint {
+            name: vm.name.clone(),
+            address: vm.address,
+            interfaces: eth0(),
+        });
+        let hosts = self.hosts.iter().map(|host| Endpoint {
+            name: host.name.clone(),
+            address: host.address,
+            interfaces: eth0(),
+        });
         let outside = self.outside.iter().map(|outside| Endpoint {
             name: outside.name.clone(),
             address: outside.address,
@@ -294,7 +375,10 @@ impl Topology {
 
     /// The address of an endpoint.
     pub fn address(&self, endpoint: &str) -> Option<Ipv4Addr> {
-        self.endpoints().into_iter().find(|e| e.name == endpoint).map(|e| e.address)
+        self.endpoints()
+            .into_iter()
+            .find(|e| e.name == endpoint)
+            .map(|e| e.address)
     }
 
     /// All locator pools.

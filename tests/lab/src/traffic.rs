@@ -105,7 +105,12 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { udp: 90, ping: 10, tcp: 48_000, http: 64_000 }
+        Self {
+            udp: 90,
+            ping: 10,
+            tcp: 48_000,
+            http: 64_000,
+        }
     }
 }
 
@@ -122,7 +127,12 @@ pub struct Pair {
 
 /// Everything of `kinds` between every pair; datagrams are two flows, one in each direction.
 pub fn flows(network: &Network, pairs: &[Pair], kinds: &[Kind]) -> Result<Vec<Flow>> {
-    let address = |name: &str| network.topology().address(name).with_context(|| format!("no endpoint {name}"));
+    let address = |name: &str| {
+        network
+            .topology()
+            .address(name)
+            .with_context(|| format!("no endpoint {name}"))
+    };
     let mut flows: Vec<Flow> = Vec::new();
     for pair in pairs {
         for &kind in kinds {
@@ -150,8 +160,14 @@ pub fn flows(network: &Network, pairs: &[Pair], kinds: &[Kind]) -> Result<Vec<Fl
 
 /// The flow that a port number belongs to.
 pub fn flow_of_port(flows: &[Flow], port: u16) -> Option<&Flow> {
-    let (first, kind) = if port >= TCP_PORTS { (TCP_PORTS, Kind::Tcp) } else { (UDP_PORTS, Kind::Udp) };
-    flows.iter().find(|flow| flow.kind == kind && flow.port + first == port)
+    let (first, kind) = if port >= TCP_PORTS {
+        (TCP_PORTS, Kind::Tcp)
+    } else {
+        (UDP_PORTS, Kind::Udp)
+    };
+    flows
+        .iter()
+        .find(|flow| flow.kind == kind && flow.port + first == port)
 }
 
 /// Running traffic.
@@ -175,23 +191,43 @@ impl Traffic {
         for flow in &flows {
             match flow.kind {
                 Kind::Tcp => {
-                    tcp.insert(flow.id, tcp::Transfer::start(network, flow, rates.tcp, &stop)?);
+                    tcp.insert(
+                        flow.id,
+                        tcp::Transfer::start(network, flow, rates.tcp, &stop)?,
+                    );
                 }
                 Kind::Http => {
                     if !servers.contains_key(&flow.to) {
-                        servers.insert(flow.to.clone(), http::serve(network.node(&flow.to)?, &stop)?);
+                        servers.insert(
+                            flow.to.clone(),
+                            http::serve(network.node(&flow.to)?, &stop)?,
+                        );
                     }
-                    http.insert(flow.id, http::Downloads::start(network, flow, rates.http, &stop)?);
+                    http.insert(
+                        flow.id,
+                        http::Downloads::start(network, flow, rates.http, &stop)?,
+                    );
                 }
                 Kind::Udp | Kind::Ping => {}
             }
         }
         let datagrams = datagram::Engine::start(network, &flows, rates)?;
-        let traffic = Self { flows, stop, datagrams, tcp, http, servers: servers.into_values().collect() };
-        run::wait_for("first packets of all flows", Duration::from_secs(15), || {
-            traffic.check()?;
-            Ok(traffic.silent().is_empty().then_some(()))
-        })
+        let traffic = Self {
+            flows,
+            stop,
+            datagrams,
+            tcp,
+            http,
+            servers: servers.into_values().collect(),
+        };
+        run::wait_for(
+            "first packets of all flows",
+            Duration::from_secs(15),
+            || {
+                traffic.check()?;
+                Ok(traffic.silent().is_empty().then_some(()))
+            },
+        )
         .with_context(|| format!("silent: {}", traffic.silent().join(", ")))?;
         Ok(traffic)
     }
@@ -208,7 +244,9 @@ impl Traffic {
             Kind::Http => self.http[&flow.id].completed() > 0,
         };
         let silent = self.flows.iter().filter(|flow| !heard(flow));
-        silent.map(|flow| format!("{} {} → {}", flow.kind, flow.from, flow.to)).collect()
+        silent
+            .map(|flow| format!("{} {} → {}", flow.kind, flow.from, flow.to))
+            .collect()
     }
 
     /// Datagrams sent up to now.
@@ -234,7 +272,14 @@ impl Traffic {
         let mut records = Vec::new();
         for (flow, datagrams) in std::mem::take(&mut self.flows).into_iter().zip(datagrams) {
             let id = flow.id;
-            let mut record = Record { flow, datagrams, bytes: 0, connections: 0, stall: 0, broken: None };
+            let mut record = Record {
+                flow,
+                datagrams,
+                bytes: 0,
+                connections: 0,
+                stall: 0,
+                broken: None,
+            };
             if let Some(transfer) = self.tcp.remove(&id) {
                 transfer.finish(&mut record);
             }
@@ -273,7 +318,10 @@ struct Progress {
 
 impl Progress {
     fn new() -> Self {
-        Self { last: Instant::now(), longest: Duration::ZERO }
+        Self {
+            last: Instant::now(),
+            longest: Duration::ZERO,
+        }
     }
 
     fn note(&mut self) {
@@ -287,7 +335,11 @@ impl Progress {
 fn next_due(due: u64, interval: u64) -> u64 {
     let next = due + interval;
     let now = clock::now();
-    if next + 20 * interval < now { now } else { next }
+    if next + 20 * interval < now {
+        now
+    } else {
+        next
+    }
 }
 
 #[cfg(test)]
@@ -297,7 +349,16 @@ pub(crate) mod tests {
     /// A flow for tests of what is done with flows.
     pub(crate) fn flow(from: &str, to: &str) -> Flow {
         let address = Ipv4Addr::LOCALHOST;
-        Flow { id: 0, kind: Kind::Udp, from: from.into(), to: to.into(), relation: String::new(), from_address: address, to_address: address, port: 0 }
+        Flow {
+            id: 0,
+            kind: Kind::Udp,
+            from: from.into(),
+            to: to.into(),
+            relation: String::new(),
+            from_address: address,
+            to_address: address,
+            port: 0,
+        }
     }
 
     #[test]

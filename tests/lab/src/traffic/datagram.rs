@@ -51,19 +51,30 @@ pub struct Datagrams {
 impl Datagrams {
     /// Longest time from sending to arrival (of a ping: of its answer), in nanoseconds.
     pub fn longest_delay(&self) -> u64 {
-        self.pairs().map(|(sent, received)| received.saturating_sub(sent)).max().unwrap_or(0)
+        self.pairs()
+            .map(|(sent, received)| received.saturating_sub(sent))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Longest time without an arrival, in nanoseconds, and when it began.
     pub fn longest_gap(&self) -> (u64, u64) {
         let mut arrivals: Vec<u64> = self.pairs().map(|(_, received)| received).collect();
         arrivals.sort_unstable();
-        arrivals.windows(2).map(|pair| (pair[1] - pair[0], pair[0])).max().unwrap_or((0, 0))
+        arrivals
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0], pair[0]))
+            .max()
+            .unwrap_or((0, 0))
     }
 
     /// Sending and arrival of all that arrived.
     fn pairs(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.sent.iter().copied().zip(self.received.iter().copied()).filter(|(_, received)| *received != 0)
+        self.sent
+            .iter()
+            .copied()
+            .zip(self.received.iter().copied())
+            .filter(|(_, received)| *received != 0)
     }
 }
 
@@ -107,8 +118,20 @@ impl Engine {
                     streams.push(None);
                     continue;
                 }
-                Kind::Udp => open(network, &flow.from, Type::DGRAM, Protocol::UDP, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)),
-                Kind::Ping => open(network, &flow.from, Type::RAW, Protocol::ICMPV4, SocketAddrV4::new(flow.from_address, 0)),
+                Kind::Udp => open(
+                    network,
+                    &flow.from,
+                    Type::DGRAM,
+                    Protocol::UDP,
+                    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
+                ),
+                Kind::Ping => open(
+                    network,
+                    &flow.from,
+                    Type::RAW,
+                    Protocol::ICMPV4,
+                    SocketAddrV4::new(flow.from_address, 0),
+                ),
             };
             // The other direction of a pair has the same ports: its sender is this one's receiver.
             let shared = streams.iter().flatten().find(|other: &&Stream| {
@@ -117,19 +140,41 @@ impl Engine {
             let sender = match shared {
                 Some(other) => receivers
                     .iter()
-                    .find(|receiver| receiver.kind == Kind::Udp && receiver.node == flow.from && local_port(&receiver.socket) == port)
+                    .find(|receiver| {
+                        receiver.kind == Kind::Udp
+                            && receiver.node == flow.from
+                            && local_port(&receiver.socket) == port
+                    })
                     .map(|receiver| Arc::clone(&receiver.socket))
                     .with_context(|| format!("no receiver of flow {}", other.flow.id))?,
                 None => Arc::new(sender?),
             };
             let receiver = match (flow.kind, shared) {
                 (Kind::Udp, Some(other)) => Arc::clone(&other.sender),
-                (Kind::Udp, None) => Arc::new(open(network, &flow.to, Type::DGRAM, Protocol::UDP, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?),
+                (Kind::Udp, None) => Arc::new(open(
+                    network,
+                    &flow.to,
+                    Type::DGRAM,
+                    Protocol::UDP,
+                    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
+                )?),
                 (Kind::Ping | Kind::Tcp | Kind::Http, _) => Arc::clone(&sender),
             };
-            let node = if flow.kind == Kind::Udp { &flow.to } else { &flow.from };
-            receivers.push(Receiver { socket: receiver, kind: flow.kind, node: node.clone() });
-            streams.push(Some(Stream { flow: flow.clone(), sender, log: Mutex::default() }));
+            let node = if flow.kind == Kind::Udp {
+                &flow.to
+            } else {
+                &flow.from
+            };
+            receivers.push(Receiver {
+                socket: receiver,
+                kind: flow.kind,
+                node: node.clone(),
+            });
+            streams.push(Some(Stream {
+                flow: flow.clone(),
+                sender,
+                log: Mutex::default(),
+            }));
         }
         let mut engine = Self {
             streams: Arc::new(streams),
@@ -139,8 +184,14 @@ impl Engine {
             threads: Vec::new(),
         };
         let (streams, receiving) = (Arc::clone(&engine.streams), Arc::clone(&engine.receiving));
-        engine.threads.push(thread::spawn(move || receive_all(&receivers, &streams, &receiving)));
-        let (streams, sending, sent) = (Arc::clone(&engine.streams), Arc::clone(&engine.sending), Arc::clone(&engine.sent));
+        engine.threads.push(thread::spawn(move || {
+            receive_all(&receivers, &streams, &receiving)
+        }));
+        let (streams, sending, sent) = (
+            Arc::clone(&engine.streams),
+            Arc::clone(&engine.sending),
+            Arc::clone(&engine.sent),
+        );
         engine.threads.push(thread::spawn(move || {
             send_all(&streams, rates, &sending, &sent);
             Ok(())
@@ -158,7 +209,13 @@ impl Engine {
     }
 
     fn outstanding(&self) -> usize {
-        let missing = |stream: &Stream| lock(&stream.log).received.iter().filter(|time| **time == 0).count();
+        let missing = |stream: &Stream| {
+            lock(&stream.log)
+                .received
+                .iter()
+                .filter(|time| **time == 0)
+                .count()
+        };
         self.streams.iter().flatten().map(missing).sum()
     }
 
@@ -170,7 +227,10 @@ impl Engine {
         }
         let start = Instant::now();
         let (mut before, mut since) = (self.outstanding(), Instant::now());
-        while before > 0 && start.elapsed() < deadline && since.elapsed() < Duration::from_millis(500) {
+        while before > 0
+            && start.elapsed() < deadline
+            && since.elapsed() < Duration::from_millis(500)
+        {
             thread::sleep(Duration::from_millis(10));
             let left = self.outstanding();
             if left != before {
@@ -180,7 +240,13 @@ impl Engine {
         self.receiving.store(false, Ordering::Relaxed);
         self.threads.drain(..).for_each(report);
         let logs = self.streams.iter();
-        logs.map(|stream| stream.as_ref().map(|stream| lock(&stream.log).clone()).unwrap_or_default()).collect()
+        logs.map(|stream| {
+            stream
+                .as_ref()
+                .map(|stream| lock(&stream.log).clone())
+                .unwrap_or_default()
+        })
+        .collect()
     }
 }
 
@@ -201,14 +267,26 @@ fn report(thread: JoinHandle<Result<()>>) {
 }
 
 fn local_port(socket: &Socket) -> u16 {
-    socket.local_addr().ok().and_then(|address| address.as_socket_ipv4()).map_or(0, |address| address.port())
+    socket
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_socket_ipv4())
+        .map_or(0, |address| address.port())
 }
 
-fn open(network: &Network, node: &str, kind: Type, protocol: Protocol, local: SocketAddrV4) -> Result<Socket> {
+fn open(
+    network: &Network,
+    node: &str,
+    kind: Type,
+    protocol: Protocol,
+    local: SocketAddrV4,
+) -> Result<Socket> {
     network.node(node)?.enter(|| {
         let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
         socket.set_recv_buffer_size(1 << 20)?;
-        socket.bind(&local.into()).with_context(|| format!("{local} in {node}"))?;
+        socket
+            .bind(&local.into())
+            .with_context(|| format!("{local} in {node}"))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -220,7 +298,11 @@ fn send_all(streams: &[Option<Stream>], rates: Rates, sending: &AtomicBool, sent
     let mut due = BinaryHeap::new();
     let start = clock::now();
     for stream in streams.iter().flatten() {
-        let rate = if stream.flow.kind == Kind::Ping { rates.ping } else { rates.udp };
+        let rate = if stream.flow.kind == Kind::Ping {
+            rates.ping
+        } else {
+            rates.udp
+        };
         let interval = 1_000_000_000 / u64::from(rate.max(1));
         // Spread over the interval, so that flows do not send in step.
         let offset = u64::from(stream.flow.id).wrapping_mul(0x9e37_79b9) % interval;
@@ -228,7 +310,9 @@ fn send_all(streams: &[Option<Stream>], rates: Rates, sending: &AtomicBool, sent
     }
     let mut packet = vec![0; LARGEST + 8];
     while sending.load(Ordering::Relaxed) {
-        let Some(Reverse((time, interval, id))) = due.pop() else { return };
+        let Some(Reverse((time, interval, id))) = due.pop() else {
+            return;
+        };
         let now = clock::now();
         if time > now {
             thread::sleep(Duration::from_nanos((time - now).min(50_000_000)));
@@ -247,7 +331,9 @@ fn send_all(streams: &[Option<Stream>], rates: Rates, sending: &AtomicBool, sent
 
 /// Sizes go up and down, to have odd lengths and full packets too.
 fn size(number: u64) -> usize {
-    HEADER + (number.wrapping_mul(389) % (LARGEST - HEADER) as u64) as usize / if number.is_multiple_of(8) { 1 } else { 8 }
+    HEADER
+        + (number.wrapping_mul(389) % (LARGEST - HEADER) as u64) as usize
+            / if number.is_multiple_of(8) { 1 } else { 8 }
 }
 
 fn payload(flow: u32, number: u64, time: u64, to: &mut [u8]) {
@@ -280,27 +366,47 @@ fn send(stream: &Stream, packet: &mut [u8]) {
             payload(flow.id, number, time, &mut packet[8..]);
             let sum = checksum(packet);
             packet[2..4].copy_from_slice(&sum.to_be_bytes());
-            stream.sender.send_to(packet, &SocketAddrV4::new(flow.to_address, 0).into())
+            stream
+                .sender
+                .send_to(packet, &SocketAddrV4::new(flow.to_address, 0).into())
         }
         Kind::Udp | Kind::Tcp | Kind::Http => {
             payload(flow.id, number, time, &mut packet[..size]);
-            stream.sender.send_to(&packet[..size], &SocketAddrV4::new(flow.to_address, flow.port + UDP_PORTS).into())
+            stream.sender.send_to(
+                &packet[..size],
+                &SocketAddrV4::new(flow.to_address, flow.port + UDP_PORTS).into(),
+            )
         }
     };
     drop(ignored);
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
-    let sum: u64 = bytes.chunks(2).map(|pair| u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();
+    let sum: u64 = bytes
+        .chunks(2)
+        .map(|pair| {
+            u64::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]))
+        })
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
-fn receive_all(receivers: &[Receiver], streams: &[Option<Stream>], receiving: &AtomicBool) -> Result<()> {
+fn receive_all(
+    receivers: &[Receiver],
+    streams: &[Option<Stream>],
+    receiving: &AtomicBool,
+) -> Result<()> {
     let mut buffer = vec![0; 4096];
     let mut control = cmsg_space!(TimeSpec, libc::in_pktinfo);
     while receiving.load(Ordering::Relaxed) {
-        let mut polled: Vec<PollFd> = receivers.iter().map(|receiver| PollFd::new(receiver.socket.as_fd(), PollFlags::POLLIN)).collect();
+        let mut polled: Vec<PollFd> = receivers
+            .iter()
+            .map(|receiver| PollFd::new(receiver.socket.as_fd(), PollFlags::POLLIN))
+            .collect();
         match poll(&mut polled, PollTimeout::from(50u8)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("poll"),
@@ -323,9 +429,15 @@ struct Arrival {
     echo_reply: bool,
 }
 
-fn receive(receiver: &Receiver, buffer: &mut [u8], control: &mut Vec<u8>) -> Option<Arrival> {
+fn receive(receiver: &Receiver, buffer: &mut [u8], control: &mut [u8]) -> Option<Arrival> {
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn>(receiver.socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty()).ok()?;
+    let message = recvmsg::<SockaddrIn>(
+        receiver.socket.as_raw_fd(),
+        &mut parts,
+        Some(control),
+        MsgFlags::empty(),
+    )
+    .ok()?;
     let from = message.address?.ip();
     let (mut time, mut to) = (clock::now(), None);
     for part in message.cmsgs().ok()? {
@@ -338,13 +450,25 @@ fn receive(receiver: &Receiver, buffer: &mut [u8], control: &mut Vec<u8>) -> Opt
     let length = message.bytes;
     let bytes = &buffer[..length];
     if receiver.kind == Kind::Udp {
-        return Some(Arrival { payload: bytes.to_vec(), from, to, time, echo_reply: false });
+        return Some(Arrival {
+            payload: bytes.to_vec(),
+            from,
+            to,
+            time,
+            echo_reply: false,
+        });
     }
     // A raw socket gives the IP header too.
     let header = bytes.first().map_or(0, |first| usize::from(first & 15) * 4);
     let icmp = bytes.get(header..).unwrap_or_default();
     let echo_reply = icmp.first() == Some(&0);
-    Some(Arrival { payload: icmp.get(8..).unwrap_or_default().to_vec(), from, to, time, echo_reply })
+    Some(Arrival {
+        payload: icmp.get(8..).unwrap_or_default().to_vec(),
+        from,
+        to,
+        time,
+        echo_reply,
+    })
 }
 
 fn note(receiver: &Receiver, streams: &[Option<Stream>], arrival: &Arrival) {
@@ -352,25 +476,49 @@ fn note(receiver: &Receiver, streams: &[Option<Stream>], arrival: &Arrival) {
     if bytes.len() < HEADER || bytes[..4] != MAGIC {
         return;
     }
-    let word = |at: usize| u64::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3], bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]]);
+    let word = |at: usize| {
+        u64::from_be_bytes([
+            bytes[at],
+            bytes[at + 1],
+            bytes[at + 2],
+            bytes[at + 3],
+            bytes[at + 4],
+            bytes[at + 5],
+            bytes[at + 6],
+            bytes[at + 7],
+        ])
+    };
     let id = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
     let number = word(8);
-    let Some(stream) = streams.get(id as usize).and_then(Option::as_ref) else { return };
+    let Some(stream) = streams.get(id as usize).and_then(Option::as_ref) else {
+        return;
+    };
     let flow = &stream.flow;
     let (peer, own) = match flow.kind {
         Kind::Ping if receiver.kind == Kind::Ping => {
             // Every raw socket of a namespace sees every answer; requests of others too.
-            if !arrival.echo_reply || receiver.node != flow.from || !std::ptr::eq(Arc::as_ptr(&receiver.socket), Arc::as_ptr(&stream.sender)) {
+            if !arrival.echo_reply
+                || receiver.node != flow.from
+                || !std::ptr::eq(Arc::as_ptr(&receiver.socket), Arc::as_ptr(&stream.sender))
+            {
                 return;
             }
             (flow.to_address, flow.from_address)
         }
         Kind::Ping | Kind::Udp | Kind::Tcp | Kind::Http => (flow.from_address, flow.to_address),
     };
-    let node = if flow.kind == Kind::Ping { &flow.from } else { &flow.to };
-    let right_place = receiver.node == *node && arrival.from == peer && arrival.to.is_none_or(|to| to == own);
+    let node = if flow.kind == Kind::Ping {
+        &flow.from
+    } else {
+        &flow.to
+    };
+    let right_place =
+        receiver.node == *node && arrival.from == peer && arrival.to.is_none_or(|to| to == own);
     let right_content = bytes.len() == size(number)
-        && bytes[HEADER..].iter().enumerate().all(|(position, byte)| *byte == content(id, number + position as u64));
+        && bytes[HEADER..]
+            .iter()
+            .enumerate()
+            .all(|(position, byte)| *byte == content(id, number + position as u64));
     let mut log = lock(&stream.log);
     let Some(first) = log.received.get_mut(number as usize) else {
         log.misdelivered += 1;

@@ -1,0 +1,12 @@
+//! What natmig promises, scenario by scenario, in the lab with real daemons and real traffic.
+//!
+//! They need root and the `natmig` program (`NATMIG_BIN`). Without these they are skipped loudly, and
+//! fail if `NATMIG_REQUIRE_ROOT=1`.
+
+mod common;
+mod crashes;
+mod group;
+mod kernel;
+mod links;
+mod network;
+mod pmtud;
