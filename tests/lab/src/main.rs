@@ -156,9 +156,9 @@ fn demonstrate(
     let natmig = find_natmig(natmig)?;
     let say = |words: &str| {
         if json {
-            eprintln!("{words}")
+            eprintln!("{words}");
         } else {
-            println!("{words}")
+            println!("{words}");
         }
     };
     let observations = demo::run(&natmig, options, &report.join("logs"), &say)?;

@@ -58,8 +58,9 @@ fn skip(why: &str) {
         std::env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
         "{test} cannot run: {why}"
     );
-    // Not eprintln: the test harness would keep that for itself.
-    writeln!(std::io::stderr(), "SKIPPED {test}: {why}").unwrap();
+    // The test harness would keep what eprintln writes for itself.
+    let line = format!("SKIPPED {test}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// The default topology.

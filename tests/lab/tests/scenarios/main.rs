@@ -3,6 +3,8 @@
 //! They need root and the `natmig` program (`NATMIG_BIN`). Without these they are skipped loudly, and
 //! fail if `NATMIG_REQUIRE_ROOT=1`.
 
+#![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
+
 mod common;
 mod crashes;
 mod group;
