@@ -44,8 +44,9 @@ pub(crate) fn leave(active: &Active) {
         } else {
             // No access to a table may move behind the store: the compiler is told by assembly that
             // may touch any memory, and the machine keeps the order.
-            asm!("", options(nostack, preserves_flags));
-            write_volatile(left, active.number);
+            let mut number = active.number;
+            asm!("{0} = {0}", inout(reg) number, options(nostack, preserves_flags));
+            write_volatile(left, number);
         }
     }
 }

@@ -7,7 +7,7 @@ use core::marker::PhantomData;
 
 use crate::{
     address::{Address, HardwareAddress},
-    barrier::opaque,
+    barrier::{opaque, opaque_pointer},
 };
 
 /// Offsets beyond this are refused: every header that natmig touches begins before it. The bound
@@ -56,27 +56,12 @@ impl<'a> Frame<'a> {
         }
         // The verifier accepts an access only through the very register that was compared with the
         // end of the packet, so the compiler must not compute the pointer twice.
-        let pointer = pinned(self.start.wrapping_add(offset));
+        let pointer = opaque_pointer(self.start.wrapping_add(offset));
         if pointer.wrapping_add(N) > self.end {
             return None;
         }
         Some(Window { pointer, lifetime: PhantomData })
     }
-}
-
-#[inline(always)]
-fn pinned(pointer: *mut u8) -> *mut u8 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut pointer = pointer;
-        // SAFETY: the assembly is empty and leaves the register as it is.
-        unsafe {
-            core::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, preserves_flags, nostack));
-        }
-        pointer
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    pointer
 }
 
 /// `N` bytes of a frame, known to be there.

@@ -19,7 +19,7 @@ use crate::xdp::Xdp;
 
 /// The program on every interface of a router.
 #[xdp(frags)]
-pub fn natmig(context: XdpContext) -> u32 {
+pub(crate) fn natmig(context: XdpContext) -> u32 {
     let Some(active) = activity::enter() else {
         return xdp_action::XDP_PASS;
     };

@@ -1,6 +1,6 @@
 //! The packet logic's environment in the kernel: context, maps and helpers.
 
-use core::mem::zeroed;
+use core::{arch::asm, mem::zeroed};
 
 use aya_ebpf::{
     bindings::{
@@ -40,12 +40,18 @@ impl Environment for Xdp {
         // SAFETY: the context's pointers delimit the packet, which only this program accesses while
         // it runs; the verifier sees to it that none is used after the packet was reshaped.
         unsafe {
-            let start = (*self.context).data as usize;
-            let end = (*self.context).data_end as usize;
-            Frame::new(
-                core::ptr::with_exposed_provenance_mut(start),
-                core::ptr::with_exposed_provenance_mut(end),
-            )
+            // In assembly: the compiler takes both for 32-bit numbers and would truncate pointers.
+            let start: *mut u8;
+            let end: *mut u8;
+            asm!(
+                "{start} = *(u32 *)({context} + 0)",
+                "{end} = *(u32 *)({context} + 4)",
+                context = in(reg) self.context,
+                start = out(reg) start,
+                end = out(reg) end,
+                options(nostack, preserves_flags),
+            );
+            Frame::new(start, end)
         }
     }
 
