@@ -1,6 +1,6 @@
 //! The way of a packet through the program.
 
-use natmig_common::{Counter, Interface, Role};
+use natmig_common::{Counter, Interface, Role, UNKNOWN_SLOT};
 
 use crate::{
     address::HardwareAddress,
@@ -20,13 +20,13 @@ use crate::{
 /// it.
 #[inline(always)]
 pub fn process<E: Environment>(environment: &E, ingress: u32) -> Outcome {
-    let Some(interface) = environment.interface(ingress) else {
-        return Outcome::Pass(Counter::PassUnknownInterface);
-    };
-    let Some(role) = Role::from_raw(interface.role) else {
-        return Outcome::Pass(Counter::PassUnknownInterface);
-    };
     let length = environment.frame_length();
+    let known = environment.interface(ingress);
+    let known = known.and_then(|found| Role::from_raw(found.role).map(|role| (found, role)));
+    let Some((interface, role)) = known else {
+        environment.count(UNKNOWN_SLOT, Counter::PassUnknownInterface, length);
+        return Outcome::Pass(Counter::PassUnknownInterface);
+    };
     let mut packet = Packet::new(ingress, interface.role);
     let mut plan = Plan::new();
     let outcome = decide(environment, interface, &mut packet, &mut plan);
