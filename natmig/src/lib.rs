@@ -2,5 +2,7 @@
 //! controller, command line.
 
 pub mod cli;
+pub mod config;
 pub mod names;
+pub mod router;
 pub mod rule;
