@@ -2,5 +2,8 @@
 //! controller, command line.
 
 pub mod cli;
+pub mod coordinator;
 pub mod names;
+pub mod planner;
 pub mod rule;
+pub mod topology;
