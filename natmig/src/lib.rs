@@ -3,6 +3,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod coordinator;
 pub mod names;
+pub mod planner;
 pub mod router;
 pub mod rule;
+pub mod topology;
