@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{announcer::Announcer, tables::Tables, term::TermFile};
 use crate::{
-    proto::{Command, Held, HeldState, Order, Outcome, Reply, v1},
+    coordinator::{Command as Machine, Held, HeldState, Timestamp},
+    proto::{Command, Order, Outcome, Reply, v1},
     router::RouterError,
 };
 
@@ -128,11 +129,22 @@ impl<T: Tables> State<T> {
                 return refused(&error);
             }
         }
-        let done = match command.order {
-            Order::Welcome(pools) => self.tables.set_pools(&pools),
-            Order::Replace(rules) => self.tables.replace(&rules),
-            Order::Prepare(id, changes) => self.tables.prepare(id, &changes),
-            Order::Commit(id) => {
+        let command = match command.order {
+            Order::Welcome => return Outcome::Done,
+            Order::Command(command) => command,
+        };
+        let done = match command {
+            Machine::SetPools { pools } => self.tables.set_pools(&pools),
+            Machine::Replace { version, rules } => {
+                tracing::info!(version, addresses = rules.len(), "taking over a table");
+                let rules = rules
+                    .into_iter()
+                    .map(|change| (change.address, change.rule))
+                    .collect();
+                self.tables.replace(&rules)
+            }
+            Machine::Prepare { id, changes } => self.tables.prepare(id, &changes),
+            Machine::Commit { id } => {
                 return match self.tables.commit(id) {
                     Ok(report) => {
                         self.announcer.announce(self.tables.take_announcements());
@@ -145,9 +157,9 @@ impl<T: Tables> State<T> {
                     Err(error) => refused(&error),
                 };
             }
-            Order::Abort(id) => self.tables.abort(id),
-            Order::Fold(id) => self.tables.fold(id),
-            Order::Retire(_, addresses) => self.tables.retire(&addresses),
+            Machine::Abort { id } => self.tables.abort(id),
+            Machine::Fold { id } => self.tables.fold(id),
+            Machine::Retire { id: _, addresses } => self.tables.retire(&addresses),
         };
         match done {
             Ok(()) => Outcome::Done,
@@ -169,7 +181,7 @@ fn held(held: &crate::router::Held) -> Option<Held> {
         SlotState::Free | SlotState::Preparing => return None,
         SlotState::Prepared => HeldState::Prepared,
         SlotState::Committed => HeldState::Committed {
-            at: held.committed_at,
+            at: Timestamp(held.committed_at),
         },
     };
     Some(Held { id: held.id, state })
