@@ -4,7 +4,12 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod controller;
+pub mod coordinator;
 pub mod names;
+pub mod planner;
 pub mod proto;
 pub mod router;
 pub mod rule;
+pub mod store;
+pub mod topology;
