@@ -1,6 +1,10 @@
 //! How commands reach the controller, and how they end.
 
-use std::{future::Future, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::Context as _;
 use tonic::{
@@ -10,7 +14,8 @@ use tonic::{
 
 use crate::{
     controller::DEFAULT_SOCKET,
-    proto::{self, v1::control_service_client::ControlServiceClient},
+    coordinator::{MigrationView, Timestamp},
+    proto::{self, v1, v1::control_service_client::ControlServiceClient},
 };
 
 /// A controller on this machine answers at once; one elsewhere within this time.
@@ -114,7 +119,7 @@ impl ClientArgs {
         })
     }
 
-    async fn connect(&self) -> anyhow::Result<Client> {
+    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let channel = Endpoint::from_shared(self.controller.clone())
             .with_context(|| {
                 format!(
@@ -147,4 +152,50 @@ impl ClientArgs {
 pub(super) fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Reports what was done to something.
+pub(super) fn print_done(json: bool, done: &str, what: &str) -> anyhow::Result<()> {
+    if json {
+        return print_json(&serde_json::json!({ "done": done, "what": what }));
+    }
+    println!("{done}: {what}");
+    Ok(())
+}
+
+/// An empty table in the house's style.
+pub(super) fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(header.to_vec());
+    table
+}
+
+/// A value for a table's cell.
+pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// How long ago something was, for people.
+pub(super) fn age(at: Timestamp) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let seconds = Duration::from_nanos(Timestamp(0).after(now).since(at)).as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+/// Exit code for arguments that make no sense together.
+pub(super) const USAGE: u8 = 2;
+
+/// The migration of an answer.
+pub(super) fn migration(wire: Option<v1::Migration>) -> Result<MigrationView, proto::Malformed> {
+    wire.ok_or_else(|| proto::Malformed::new("migration", "is missing"))?
+        .try_into()
 }
