@@ -1,7 +1,7 @@
 //! The fabric as its operators describe it: routers, segments, locator pools.
 //!
-//! A [`Topology`] is always valid: it comes from [`Topology::parse`] or, from the store, through
-//! [`Topology::check`].
+//! A [`Topology`] is always valid: it comes from [`Topology::parse`], and what is stored once came from
+//! there.
 
 mod check;
 mod parse;

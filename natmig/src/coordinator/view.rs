@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Phase, Timestamp, Unreachable};
+use super::{Activation, Coordinator, Phase, Timestamp, Unreachable, state::Migration};
 use crate::{
     names::{RouterName, SegmentName, VmName},
+    planner::VmState,
     rule::{MacAddress, TransactionId},
     topology::Tier,
 };
@@ -187,4 +188,182 @@ pub struct VmView {
     pub draining: Vec<Ipv4Addr>,
     /// The migration that it is in, if one is under way.
     pub migration: Option<TransactionId>,
+}
+
+impl Coordinator {
+    /// One migration.
+    pub fn migration(&self, id: TransactionId) -> Option<MigrationView> {
+        self.migrations
+            .get(&id)
+            .map(|migration| self.view_of(migration))
+    }
+
+    /// All migrations that are remembered, in the order of their numbers.
+    pub fn migrations(&self) -> Vec<MigrationView> {
+        self.migrations
+            .values()
+            .map(|migration| self.view_of(migration))
+            .collect()
+    }
+
+    /// All routers.
+    pub fn routers(&self) -> Vec<RouterView> {
+        self.routers
+            .iter()
+            .map(|(name, router)| RouterView {
+                name: name.clone(),
+                tier: self
+                    .topology
+                    .as_ref()
+                    .and_then(|topology| topology.routers.get(name))
+                    .copied()
+                    .unwrap_or(Tier::Edge),
+                segments: self.segments_of(name),
+                connected: router.connection.is_some(),
+                since: router.since,
+                in_sync: self.settled(name).is_some(),
+                drained: router.drained,
+                holds_back: self
+                    .active
+                    .iter()
+                    .filter_map(|id| self.migrations.get(id))
+                    .filter(|migration| self.waits_for(migration, name))
+                    .map(|migration| migration.record.id)
+                    .collect(),
+                problem: router.problem.clone(),
+            })
+            .collect()
+    }
+
+    /// One VM.
+    pub fn vm(&self, name: &VmName) -> Option<VmView> {
+        self.vms.get(name).map(|state| self.vm_view(state))
+    }
+
+    /// All VMs, by name.
+    pub fn vms(&self) -> Vec<VmView> {
+        self.vms.values().map(|state| self.vm_view(state)).collect()
+    }
+
+    fn vm_view(&self, state: &VmState) -> VmView {
+        VmView {
+            name: state.vm.name.clone(),
+            identity: state.vm.identity,
+            mac: state.vm.mac,
+            home: state.vm.home.clone(),
+            segment: state.segment().clone(),
+            locator: state.current.as_ref().map(|binding| binding.locator),
+            draining: state
+                .draining
+                .iter()
+                .map(|binding| binding.locator)
+                .collect(),
+            migration: self.busy.get(&state.vm.name).copied(),
+        }
+    }
+
+    /// Whether a migration cannot go on before a router does something.
+    fn waits_for(&self, migration: &Migration, router: &RouterName) -> bool {
+        if migration.phase() == Phase::Aborted {
+            return migration.record.uncleared.contains(router);
+        }
+        if !self.is_needed(router) {
+            return false;
+        }
+        let progress = migration.progress(router);
+        match migration.phase() {
+            Phase::Preparing => progress != Progress::Prepared,
+            Phase::Committing | Phase::Committed => !migration.has_committed(router),
+            Phase::Folding => {
+                !matches!(progress, Progress::Folded { .. } | Progress::Retired { .. })
+            }
+            Phase::Retiring => !matches!(progress, Progress::Retired { .. }),
+            Phase::Aborting => progress != Progress::Aborted,
+            Phase::Prepared | Phase::Draining | Phase::Done | Phase::Aborted => false,
+        }
+    }
+
+    pub(super) fn view_of(&self, migration: &Migration) -> MigrationView {
+        let record = &migration.record;
+        let began = |phase| {
+            record
+                .times
+                .iter()
+                .rev()
+                .find(|(entered, _)| *entered == phase)
+                .map(|(_, at)| *at)
+        };
+        let start = record.times.first().map(|(_, at)| *at);
+        let between = |from: Option<Timestamp>, to: Option<Timestamp>| Some(to?.since(from?));
+        // A router may have left the topology since: its commit is remembered all the same.
+        let names: BTreeSet<_> = self.routers.keys().chain(record.routers.keys()).collect();
+        let routers: Vec<_> = names
+            .into_iter()
+            .map(|name| {
+                let participant = migration.participants.get(name);
+                RouterProgressView {
+                    router: name.clone(),
+                    stage: migration.stages.stage_of(name).unwrap_or(0),
+                    progress: migration.progress(name),
+                    needed: self.is_needed(name),
+                    passed_over: participant.is_some_and(|participant| participant.passed_over),
+                    error: participant.and_then(|participant| participant.error.clone()),
+                }
+            })
+            .collect();
+        let commits: Vec<_> = routers
+            .iter()
+            .filter_map(|router| router.progress.committed_at())
+            .collect();
+        let all = routers
+            .iter()
+            .all(|router| !router.needed || router.progress.committed_at().is_some());
+        MigrationView {
+            id: record.id,
+            phase: record.phase,
+            vms: record
+                .moves
+                .iter()
+                .map(|step| MoveView {
+                    vm: step.after.vm.name.clone(),
+                    identity: step.after.vm.identity,
+                    from: place(&step.before),
+                    to: place(&step.after),
+                })
+                .collect(),
+            activation: record.activation,
+            unreachable: record.unreachable,
+            times: record
+                .times
+                .iter()
+                .map(|(phase, at)| PhaseTime {
+                    phase: *phase,
+                    at: *at,
+                })
+                .collect(),
+            waiting_for: self
+                .routers
+                .keys()
+                .filter(|router| self.waits_for(migration, router))
+                .cloned()
+                .collect(),
+            prepare_ns: between(start, began(Phase::Prepared)),
+            commit_ns: between(began(Phase::Committing), began(Phase::Committed)),
+            commit_spread_ns: commits
+                .iter()
+                .max()
+                .zip(commits.iter().min())
+                .filter(|_| all)
+                .map(|(last, first)| last.since(*first)),
+            error: record.error.clone(),
+            routers,
+        }
+    }
+}
+
+fn place(state: &VmState) -> PlaceView {
+    PlaceView {
+        segment: state.segment().clone(),
+        locator: state.current.as_ref().map(|binding| binding.locator),
+    }
 }
