@@ -1,11 +1,14 @@
 //! The command line: one module per command, errors as one readable chain on standard error.
 
 mod agent;
+mod client;
 mod controller;
+mod daemon;
 mod load;
 mod map;
 mod migrate;
 mod migration;
+mod progress;
 mod router;
 mod stats;
 mod topology;

@@ -1,0 +1,1 @@
+//! Read-only view of an instance's pinned maps; needs no daemon and no lock.
