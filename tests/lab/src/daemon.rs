@@ -60,6 +60,7 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            .env("NO_COLOR", "1")
             // An interrupt from the terminal is for the lab, which ends its daemons in order.
             .process_group(0);
         let child = command
