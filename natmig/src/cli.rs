@@ -6,6 +6,7 @@ mod load;
 mod map;
 mod migrate;
 mod migration;
+mod output;
 mod router;
 mod stats;
 mod topology;
