@@ -8,6 +8,7 @@ mod load;
 mod map;
 mod migrate;
 mod migration;
+mod output;
 mod progress;
 mod router;
 mod stats;

@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use natmig_common::Role;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
@@ -54,7 +54,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// A router's configuration, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterConfig {
     /// The router's name in the topology.
     pub router: RouterName,
@@ -75,11 +75,12 @@ pub struct RouterConfig {
 }
 
 /// An interface that natmig runs on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceConfig {
     /// Its name in the kernel.
     pub name: String,
     /// Its role; never [`Role::Kernel`].
+    #[serde(with = "role_name")]
     pub role: Role,
     /// The segment behind an access interface.
     pub segment: Option<SegmentName>,
@@ -91,8 +92,32 @@ pub struct InterfaceConfig {
     pub keeps_source: bool,
 }
 
+/// A role as text.
+mod role_name {
+    use natmig_common::Role;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    pub(super) fn serialize<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(role.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Role, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse_role(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no role")))
+    }
+}
+
+fn parse_role(text: &str) -> Option<Role> {
+    [Role::Access, Role::Fabric, Role::External]
+        .into_iter()
+        .find(|role| role.name() == text)
+}
+
 /// How the agent reaches its controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllerConfig {
     /// URLs of the controllers; the agent dials all of them.
     pub endpoints: Vec<String>,
@@ -207,12 +232,20 @@ impl RouterConfig {
         })?;
 
         if raw.router.get_ref().is_empty() {
-            return Err(source.error(raw.router.span(), "`router` is empty", "write the router's name in the topology"));
+            return Err(source.error(
+                raw.router.span(),
+                "`router` is empty",
+                "write the router's name in the topology",
+            ));
         }
         let instance = match &raw.instance {
             Some(instance) => {
                 check_instance(instance.get_ref()).map_err(|problem| {
-                    source.error(instance.span(), problem, "use 1 to 32 letters, digits, - or _")
+                    source.error(
+                        instance.span(),
+                        problem,
+                        "use 1 to 32 letters, digits, - or _",
+                    )
                 })?;
                 instance.get_ref().clone()
             }
@@ -230,19 +263,30 @@ impl RouterConfig {
             None => DEFAULT_MAX_ADDRESSES,
         };
         let gateway_mac = match &raw.gateway_mac {
-            Some(mac) => source.parse(mac, "a unicast MAC address", "write six hexadecimal bytes, such as 02:6e:6d:00:00:01")?,
+            Some(mac) => source.parse(
+                mac,
+                "a unicast MAC address",
+                "write six hexadecimal bytes, such as 02:6e:6d:00:00:01",
+            )?,
             None => DEFAULT_GATEWAY_MAC,
         };
         let mut locator_pools: Vec<Ipv4Net> = Vec::new();
         for pool in &raw.locator_pools {
             let parsed = parse_prefix(&source, pool)?;
             if let Some(other) = locator_pools.iter().find(|other| overlap(other, &parsed)) {
-                return Err(source.error(pool.span(), format!("pool {parsed} overlaps pool {other}"), "keep one of the two, or make them disjoint"));
+                return Err(source.error(
+                    pool.span(),
+                    format!("pool {parsed} overlaps pool {other}"),
+                    "keep one of the two, or make them disjoint",
+                ));
             }
             locator_pools.push(parsed);
         }
         let interfaces = parse_interfaces(&source, &raw.interface)?;
-        let controller = raw.controller.map(|text| parse_controller(&source, &text)).transpose()?;
+        let controller = raw
+            .controller
+            .map(|text| parse_controller(&source, &text))
+            .transpose()?;
         Ok(Self {
             router: RouterName::new(raw.router.into_inner()),
             instance,
@@ -257,7 +301,9 @@ impl RouterConfig {
 
     /// The access interface that serves a segment.
     pub fn access(&self, segment: &SegmentName) -> Option<&InterfaceConfig> {
-        self.interfaces.iter().find(|interface| interface.segment.as_ref() == Some(segment))
+        self.interfaces
+            .iter()
+            .find(|interface| interface.segment.as_ref() == Some(segment))
     }
 }
 
@@ -275,7 +321,11 @@ fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
 }
 
 fn parse_prefix(source: &Source<'_>, text: &Spanned<String>) -> Result<Ipv4Net, ConfigError> {
-    let prefix: Ipv4Net = source.parse(text, "an IPv4 prefix", "write an address and a length, such as 10.1.1.0/24")?;
+    let prefix: Ipv4Net = source.parse(
+        text,
+        "an IPv4 prefix",
+        "write an address and a length, such as 10.1.1.0/24",
+    )?;
     if prefix.addr() != prefix.network() {
         return Err(source.error(
             text.span(),
@@ -291,7 +341,11 @@ fn parse_interfaces(
     texts: &[Spanned<InterfaceText>],
 ) -> Result<Vec<InterfaceConfig>, ConfigError> {
     if texts.is_empty() {
-        return Err(source.error(0..0, "no [[interface]] is named", "add one [[interface]] with `name` and `role` for each interface of the router"));
+        return Err(source.error(
+            0..0,
+            "no [[interface]] is named",
+            "add one [[interface]] with `name` and `role` for each interface of the router",
+        ));
     }
     let mut interfaces = Vec::new();
     let mut names = BTreeMap::new();
@@ -300,12 +354,20 @@ fn parse_interfaces(
         let interface = parse_interface(source, text)?;
         let text = text.get_ref();
         if names.insert(interface.name.clone(), ()).is_some() {
-            return Err(source.error(text.name.span(), format!("interface {} is named twice", interface.name), "remove one of the two"));
+            return Err(source.error(
+                text.name.span(),
+                format!("interface {} is named twice", interface.name),
+                "remove one of the two",
+            ));
         }
         if let (Some(segment), Some(span)) = (&interface.segment, &text.segment)
             && segments.insert(segment.clone(), ()).is_some()
         {
-            return Err(source.error(span.span(), format!("segment {segment} is behind two interfaces"), "a router serves a segment with one interface: remove one of the two"));
+            return Err(source.error(
+                span.span(),
+                format!("segment {segment} is behind two interfaces"),
+                "a router serves a segment with one interface: remove one of the two",
+            ));
         }
         interfaces.push(interface);
     }
@@ -320,43 +382,94 @@ fn parse_interface(
     let text = text.get_ref();
     let name = text.name.get_ref();
     if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', '\0']) {
-        return Err(source.error(text.name.span(), format!("`{name}` cannot name an interface"), "write a name of 1 to 15 characters as `ip link` shows it"));
+        return Err(source.error(
+            text.name.span(),
+            format!("`{name}` cannot name an interface"),
+            "write a name of 1 to 15 characters as `ip link` shows it",
+        ));
     }
-    let role = match text.role.get_ref().as_str() {
-        "access" => Role::Access,
-        "fabric" => Role::Fabric,
-        "external" => Role::External,
-        other => {
-            return Err(source.error(text.role.span(), format!("`{other}` is no role"), "write access, fabric or external"));
-        }
+    let Some(role) = parse_role(text.role.get_ref()) else {
+        return Err(source.error(
+            text.role.span(),
+            format!("`{}` is no role", text.role.get_ref()),
+            "write access, fabric or external",
+        ));
     };
-    let prefix = text.prefix.as_ref().map(|prefix| parse_prefix(source, prefix)).transpose()?;
+    let prefix = text
+        .prefix
+        .as_ref()
+        .map(|prefix| parse_prefix(source, prefix))
+        .transpose()?;
     let gateway: Option<Ipv4Addr> = text
         .gateway
         .as_ref()
-        .map(|gateway| source.parse(gateway, "an IPv4 address", "write an address such as 10.1.1.1"))
+        .map(|gateway| {
+            source.parse(
+                gateway,
+                "an IPv4 address",
+                "write an address such as 10.1.1.1",
+            )
+        })
         .transpose()?;
-    let segment = text.segment.as_ref().map(|segment| SegmentName::new(segment.get_ref().as_str()));
+    let segment = text
+        .segment
+        .as_ref()
+        .map(|segment| SegmentName::new(segment.get_ref().as_str()));
     if role == Role::Access {
         if segment.is_none() || prefix.is_none() {
-            return Err(source.error(whole, format!("access interface {name} lacks `segment` or `prefix`"), "add `segment`, `prefix` and, if this router may own it, `gateway`"));
+            return Err(source.error(
+                whole,
+                format!("access interface {name} lacks `segment` or `prefix`"),
+                "add `segment`, `prefix` and, if this router may own it, `gateway`",
+            ));
         }
-    } else if let Some(span) = text.segment.as_ref().or(text.prefix.as_ref()).or(text.gateway.as_ref()) {
-        return Err(source.error(span.span(), format!("only access interfaces have a segment, and {name} is {}", role.name()), "remove `segment`, `prefix` and `gateway`, or write role = \"access\""));
+    } else if let Some(span) = text
+        .segment
+        .as_ref()
+        .or(text.prefix.as_ref())
+        .or(text.gateway.as_ref())
+    {
+        return Err(source.error(
+            span.span(),
+            format!(
+                "only access interfaces have a segment, and {name} is {}",
+                role.name()
+            ),
+            "remove `segment`, `prefix` and `gateway`, or write role = \"access\"",
+        ));
     }
     if let (Some(prefix), Some(gateway), Some(span)) = (&prefix, &gateway, &text.gateway)
         && !prefix.contains(gateway)
     {
-        return Err(source.error(span.span(), format!("gateway {gateway} is outside {prefix}"), "write the segment's own gateway address"));
+        return Err(source.error(
+            span.span(),
+            format!("gateway {gateway} is outside {prefix}"),
+            "write the segment's own gateway address",
+        ));
     }
-    let keeps_source = match text.source.as_ref().map(|source| (source.get_ref().as_str(), source)) {
+    let keeps_source = match text
+        .source
+        .as_ref()
+        .map(|source| (source.get_ref().as_str(), source))
+    {
         None | Some(("locator", _)) => false,
         Some(("identity", _)) => true,
         Some((other, span)) => {
-            return Err(source.error(span.span(), format!("`{other}` is no kind of source"), "write \"locator\" or \"identity\""));
+            return Err(source.error(
+                span.span(),
+                format!("`{other}` is no kind of source"),
+                "write \"locator\" or \"identity\"",
+            ));
         }
     };
-    Ok(InterfaceConfig { name: name.clone(), role, segment, prefix, gateway, keeps_source })
+    Ok(InterfaceConfig {
+        name: name.clone(),
+        role,
+        segment,
+        prefix,
+        gateway,
+        keeps_source,
+    })
 }
 
 fn parse_controller(
@@ -364,23 +477,43 @@ fn parse_controller(
     text: &ControllerText,
 ) -> Result<ControllerConfig, ConfigError> {
     if text.endpoints.get_ref().is_empty() {
-        return Err(source.error(text.endpoints.span(), "`endpoints` is empty", "write at least one URL, such as \"http://198.18.0.1:7400\""));
+        return Err(source.error(
+            text.endpoints.span(),
+            "`endpoints` is empty",
+            "write at least one URL, such as \"http://198.18.0.1:7400\"",
+        ));
     }
     for endpoint in text.endpoints.get_ref() {
         let url = endpoint.get_ref();
-        if !["http://", "https://", "unix://"].iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(source.error(endpoint.span(), format!("`{url}` is not a controller's URL"), "write http://, https:// or unix:// and the address"));
+        if !["http://", "https://", "unix://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme))
+        {
+            return Err(source.error(
+                endpoint.span(),
+                format!("`{url}` is not a controller's URL"),
+                "write http://, https:// or unix:// and the address",
+            ));
         }
     }
     let retry = match &text.retry_ms {
         Some(value) if !(10..=600_000).contains(value.get_ref()) => {
-            return Err(source.error(value.span(), format!("`retry_ms` is {}", value.get_ref()), "write milliseconds from 10 to 600000"));
+            return Err(source.error(
+                value.span(),
+                format!("`retry_ms` is {}", value.get_ref()),
+                "write milliseconds from 10 to 600000",
+            ));
         }
         Some(value) => Duration::from_millis(*value.get_ref()),
         None => Duration::from_millis(500),
     };
     Ok(ControllerConfig {
-        endpoints: text.endpoints.get_ref().iter().map(|endpoint| endpoint.get_ref().clone()).collect(),
+        endpoints: text
+            .endpoints
+            .get_ref()
+            .iter()
+            .map(|endpoint| endpoint.get_ref().clone())
+            .collect(),
         retry,
     })
 }

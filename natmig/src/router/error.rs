@@ -1,6 +1,6 @@
 //! What can go wrong on a router, said so that an operator knows what to do.
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{io, net::Ipv4Addr, path::PathBuf};
 
 use crate::{
     names::SegmentName,
@@ -20,10 +20,14 @@ pub enum RouterError {
     #[error("transaction {0} is not committed: commit or abort it")]
     NotCommitted(TransactionId),
     /// The same number was prepared with other changes.
-    #[error("transaction {0} is held with other changes: abort it before it is prepared differently")]
+    #[error(
+        "transaction {0} is held with other changes: abort it before it is prepared differently"
+    )]
     DifferentChanges(TransactionId),
     /// Another transaction already changes this address.
-    #[error("{address} is being changed by transaction {holder}: wait until that is folded or aborted")]
+    #[error(
+        "{address} is being changed by transaction {holder}: wait until that is folded or aborted"
+    )]
     Busy {
         /// The address.
         address: Ipv4Addr,
@@ -31,7 +35,9 @@ pub enum RouterError {
         holder: TransactionId,
     },
     /// An early change names an address that is bound already.
-    #[error("{address} is bound already ({rule:?}), so it cannot be a locator that nothing used before: retire it first")]
+    #[error(
+        "{address} is bound already ({rule:?}), so it cannot be a locator that nothing used before: retire it first"
+    )]
     InUse {
         /// The address.
         address: Ipv4Addr,
@@ -45,13 +51,17 @@ pub enum RouterError {
         address: Ipv4Addr,
     },
     /// A rule names a segment that none of this router's access interfaces serves.
-    #[error("no access interface of this router serves segment {segment}: add `segment = \"{segment}\"` to its [[interface]] in the router's configuration")]
+    #[error(
+        "no access interface of this router serves segment {segment}: add `segment = \"{segment}\"` to its [[interface]] in the router's configuration"
+    )]
     UnknownSegment {
         /// The segment.
         segment: SegmentName,
     },
     /// The tables are full.
-    #[error("the tables have room for {capacity} addresses and {needed} would be needed: raise `max_addresses`, unload and load again")]
+    #[error(
+        "the tables have room for {capacity} addresses and {needed} would be needed: raise `max_addresses`, unload and load again"
+    )]
     Full {
         /// Addresses the tables have room for.
         capacity: u32,
@@ -96,10 +106,14 @@ pub enum RouterError {
         path: PathBuf,
     },
     /// The instance's configuration names an interface that does not exist.
-    #[error("interface {0} does not exist in this network namespace: check `name` in the configuration with `ip link`")]
+    #[error(
+        "interface {0} does not exist in this network namespace: check `name` in the configuration with `ip link`"
+    )]
     NoInterface(String),
     /// The interface cannot be a redirect target.
-    #[error("interface {interface} is a {kind}: XDP cannot redirect to it; name its ports or the physical interface instead")]
+    #[error(
+        "interface {interface} is a {kind}: XDP cannot redirect to it; name its ports or the physical interface instead"
+    )]
     UnsuitableInterface {
         /// The interface.
         interface: String,
@@ -107,7 +121,9 @@ pub enum RouterError {
         kind: String,
     },
     /// Somebody else's XDP program is on the interface.
-    #[error("interface {interface} already runs XDP program {name:?} (id {id}) that is not this instance's: look at it with `bpftool prog show id {id}` and `bpftool net`, remove it, or leave the interface out")]
+    #[error(
+        "interface {interface} already runs XDP program {name:?} (id {id}) that is not this instance's: look at it with `bpftool prog show id {id}` and `bpftool net`, remove it, or leave the interface out"
+    )]
     ForeignProgram {
         /// The interface.
         interface: String,
@@ -117,15 +133,19 @@ pub enum RouterError {
         name: String,
     },
     /// The driver has no native XDP.
-    #[error("interface {interface} refuses native XDP ({source}): use a driver that supports it, or accept the slow path with --generic")]
+    #[error(
+        "interface {interface} refuses native XDP ({cause}): use a driver that supports it, or accept the slow path with --generic"
+    )]
     NoNativeXdp {
         /// The interface.
         interface: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The tables cannot hold an interface.
-    #[error("interface {interface} (index {ifindex}) has no room in the pinned tables (up to {capacity} interfaces): unload and load again")]
+    #[error(
+        "interface {interface} (index {ifindex}) has no room in the pinned tables (up to {capacity} interfaces): unload and load again"
+    )]
     TooManyInterfaces {
         /// The interface.
         interface: String,
@@ -134,15 +154,15 @@ pub enum RouterError {
         /// Interfaces the tables have room for.
         capacity: u32,
     },
+    /// The BPF file system is not mounted.
+    #[error("/sys/fs/bpf is no BPF file system: run `mount -t bpf bpf /sys/fs/bpf`")]
+    NoBpffs,
     /// The binary holds no eBPF program.
     #[error("this natmig was built without its eBPF program: build it with `cargo xtask build`")]
     NoProgram,
     /// The eBPF program could not be loaded.
     #[error("the kernel refused natmig's eBPF program: {0}")]
     Program(String),
-    /// A packet did not end in time.
-    #[error("a packet was still being processed after {0:?}: a CPU is stuck")]
-    Grace(Duration),
     /// The guard's program is missing.
     #[error("cannot run `nft`: install the package nftables ({0})")]
     NoNft(io::Error),
@@ -150,12 +170,12 @@ pub enum RouterError {
     #[error("nft refused natmig's guard: {0}")]
     Nft(String),
     /// A system call failed.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {cause}")]
     System {
         /// What was tried.
         doing: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -163,6 +183,6 @@ impl RouterError {
     /// Makes an error of a failed system call.
     pub(crate) fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
-        move |source| Self::System { doing, source }
+        move |cause| Self::System { doing, cause }
     }
 }
