@@ -120,7 +120,11 @@ pub async fn start_with(
     if let Some(tcp) = tcp {
         servers.push(tokio::spawn(serve_tcp(core.clone(), tcp, stop.subscribe())));
     }
-    tracing::info!(socket = %config.socket.display(), ?address, "serving");
+    tracing::info!(
+        socket = %config.socket.display(),
+        address = address.map(tracing::field::display),
+        "serving"
+    );
     Ok(Controller {
         core,
         running,

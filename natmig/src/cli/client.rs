@@ -120,12 +120,12 @@ impl ClientArgs {
     }
 
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        let channel = Endpoint::from_shared(self.controller.clone())
+        let url = &self.controller;
+        let known = ["unix://", "http://"].iter().any(|scheme| url.starts_with(scheme));
+        let endpoint = Endpoint::from_shared(url.clone()).ok().filter(|_| known);
+        let channel = endpoint
             .with_context(|| {
-                format!(
-                    "{}: not a controller; write unix:///PATH or http://HOST:PORT",
-                    self.controller
-                )
+                format!("{url}: not a controller; write unix:///PATH or http://HOST:PORT")
             })?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -135,11 +135,12 @@ impl ClientArgs {
             .initial_connection_window_size(proto::WINDOW)
             .connect()
             .await
-            .with_context(|| {
-                format!(
-                    "no controller answers on {}; start one with `natmig controller --config FILE`, \
-                     or say where it is with --controller or NATMIG_CONTROLLER",
-                    self.controller
+            .map_err(|error| {
+                let error = anyhow::Error::new(error);
+                anyhow::anyhow!(
+                    "no controller answers on {url} ({}); start one with `natmig controller \
+                     --config FILE`, or say where it is with --controller or NATMIG_CONTROLLER",
+                    error.root_cause()
                 )
             })?;
         Ok(ControlServiceClient::new(channel)

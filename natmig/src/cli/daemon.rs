@@ -1,6 +1,6 @@
 //! What both daemons need of their surroundings: a log, an end by signal, and a word to systemd.
 
-use std::{env, os::unix::net::UnixDatagram};
+use std::{env, io::IsTerminal as _, os::unix::net::UnixDatagram};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,6 +13,7 @@ pub(super) fn log() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
 }
