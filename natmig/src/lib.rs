@@ -3,6 +3,8 @@
 
 pub mod cli;
 pub mod coordinator;
+#[cfg(test)]
+mod model;
 pub mod names;
 pub mod planner;
 pub mod rule;
