@@ -8,9 +8,10 @@ use natmig_common::{Action, Counter, Interface, Role};
 use crate::{
     address::{Address, HardwareAddress},
     environment::Environment,
-    lookup::{Lookups, Visible, lookup, purpose},
+    lookup::{Lookups, Visible, lookup},
     outcome::Outcome,
     packet::Packet,
+    scratch::Scratch,
 };
 
 /// Hardware type Ethernet, protocol type IPv4, lengths 6 and 4.
@@ -25,9 +26,9 @@ const REPLY: u16 = 2;
 pub(crate) fn answer<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &mut Packet,
-    lookups: &mut Lookups,
+    scratch: &mut Scratch,
 ) -> Outcome {
+    let Scratch { packet, lookups, .. } = scratch;
     const PASS: Outcome = Outcome::Pass(Counter::PassArp);
     if !packet.is_from(Role::Access) || !interface.owns_gateway() {
         return PASS;
@@ -78,7 +79,7 @@ fn is_answered<E: Environment>(
     target: Address,
 ) -> bool {
     let mut asked = Visible::NOTHING;
-    lookup::<{ purpose::DESTINATION }, E>(environment, lookups, packet, target, &mut asked);
+    lookup(environment, lookups, packet, target, &mut asked);
     let is_local = asked.action() == Action::Local;
     let is_on_segment = is_local && asked.ifindex == packet.ingress;
     if is_on_segment {
@@ -93,6 +94,6 @@ fn is_answered<E: Environment>(
         return true;
     }
     let mut asking = Visible::NOTHING;
-    lookup::<{ purpose::SOURCE }, E>(environment, lookups, packet, sender, &mut asking);
+    lookup(environment, lookups, packet, sender, &mut asking);
     asking.is_sender() && !asking.sender_locator.is_none() && !in_segment
 }

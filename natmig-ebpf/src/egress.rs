@@ -3,14 +3,14 @@
 
 use crate::{
     address::HardwareAddress,
-    environment::{Environment, Hop, HopKind, RouteQuery},
-    packet::Packet,
-    plan::Plan,
+    environment::{Environment, HopKind, RouteQuery},
+    scratch::Scratch,
 };
 
 /// Finds the next hop of the packet under its planned destination.
 #[inline(never)]
-pub(crate) fn find<E: Environment>(environment: &E, packet: &Packet, plan: &Plan, hop: &mut Hop) {
+pub(crate) fn find<E: Environment>(environment: &E, scratch: &mut Scratch) {
+    let Scratch { packet, plan, hop, .. } = scratch;
     if plan.deliver == 0 {
         let mut query = RouteQuery {
             ingress: packet.ingress,

@@ -38,6 +38,7 @@ mod packet;
 mod parse;
 mod plan;
 mod process;
+mod scratch;
 mod shared;
 mod translate;
 
@@ -48,4 +49,5 @@ pub use lookup::{Lookups, Visible};
 pub use outcome::Outcome;
 pub use packet::Packet;
 pub use process::process;
+pub use scratch::Scratch;
 pub use shared::slot_word;

@@ -9,53 +9,46 @@ use crate::{
     shared,
 };
 
-/// Look-ups of one packet, by what they are for; each has its place in [`Lookups`].
-pub(crate) mod purpose {
-    pub(crate) const DESTINATION: usize = 0;
-    pub(crate) const SOURCE: usize = 1;
-    pub(crate) const FORWARD: usize = 2;
-    pub(crate) const QUOTED_SOURCE: usize = 3;
-    pub(crate) const QUOTED_DESTINATION: usize = 4;
-}
-
 /// What the transaction slots said to this packet. A slot is read at most once per packet, so that
 /// the packet sees all of a transaction or none of it.
+///
+/// An answer is the slot's word, whose low half is zero, with the slot's number plus one in it; 0 is
+/// none. A packet has no more look-ups than there are places.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
-    answers: [Answer; 5],
+    answers: [u64; 5],
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Answer {
-    word: u64,
-    /// The slot's number plus one, 0 if nothing was asked.
-    key: u64,
-}
+/// The half of an answer that holds the slot's number.
+const KEY: u64 = 0xffff_ffff;
 
 impl Lookups {
     /// No slot has been asked.
+    pub(crate) const EMPTY: Self = Self { answers: [0; 5] };
+
+    /// Begins with a packet.
     #[inline(always)]
-    pub const fn new() -> Self {
-        Self { answers: [Answer { word: 0, key: 0 }; 5] }
+    pub(crate) fn begin(&mut self) {
+        for answer in &mut self.answers {
+            *answer = 0;
+        }
     }
 
-    /// The word of the slot that `reference` names; 0 if nothing is pending. `N` is the number of
-    /// look-ups that came before this one.
+    /// The word of the slot that `reference` names; 0 if nothing is pending.
     #[inline(always)]
-    fn word<const N: usize, E: Environment>(&mut self, environment: &E, reference: u64) -> u64 {
+    fn word<E: Environment>(&mut self, environment: &E, reference: u64) -> u64 {
         let Some(reference) = Reference::from_raw(reference) else {
             return 0;
         };
         let key = u64::from(reference.slot()).wrapping_add(1);
-        for answer in self.answers.iter().take(N) {
-            if answer.key == key {
-                return answer.word;
+        for answer in &self.answers {
+            if answer & KEY == key {
+                return answer & !KEY;
             }
         }
-        let word = environment.transaction_word(reference.slot());
-        if let Some(answer) = self.answers.get_mut(N) {
-            *answer = Answer { word, key };
-        }
+        let word = environment.transaction_word(reference.slot()) & !KEY;
+        let [first, second, third, fourth, _] = self.answers;
+        self.answers = [word | key, first, second, third, fourth];
         word
     }
 }
@@ -128,9 +121,9 @@ impl Visible {
     }
 }
 
-/// Looks `address` up for the packet's purpose `N`.
-#[inline(always)]
-pub(crate) fn lookup<const N: usize, E: Environment>(
+/// Looks `address` up.
+#[inline(never)]
+pub(crate) fn lookup<E: Environment>(
     environment: &E,
     lookups: &mut Lookups,
     packet: &Packet,
@@ -145,7 +138,7 @@ pub(crate) fn lookup<const N: usize, E: Environment>(
         return;
     }
     let reference = shared::entry_reference(entry);
-    let word = lookups.word::<N, E>(environment, reference);
+    let word = lookups.word(environment, reference);
     let version = shared::version_that_counts(entry, reference, word);
     visible.index = index;
     visible.action = version.action;

@@ -20,12 +20,17 @@ use crate::xdp::Xdp;
 /// The program on every interface of a router.
 #[xdp(frags)]
 pub(crate) fn natmig(context: XdpContext) -> u32 {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
+        return xdp_action::XDP_PASS;
+    };
     let Some(active) = activity::enter() else {
         return xdp_action::XDP_PASS;
     };
-    // SAFETY: the context is the program's own.
-    let ingress = unsafe { (*context.ctx).ingress_ifindex };
-    let outcome = process(&Xdp::new(context.ctx), ingress);
+    // SAFETY: the context is the program's own, and so is this CPU's scratch memory: the program is
+    // not entered again on a CPU on which it runs.
+    let outcome = unsafe {
+        process(&Xdp::new(context.ctx), &mut *scratch, (*context.ctx).ingress_ifindex)
+    };
     activity::leave(&active);
     match outcome {
         Outcome::Pass(_) => xdp_action::XDP_PASS,

@@ -8,6 +8,7 @@ use aya_ebpf::{
 use natmig_common::{
     Activity, BindingTraffic, Counter, Entry, Interface, Meta, SLOT_COUNT, Slot, Traffic,
 };
+use natmig_ebpf::Scratch;
 
 /// Entries that the loader makes room for unless it is told otherwise.
 const DEFAULT_ENTRIES: u32 = 1024;
@@ -41,3 +42,7 @@ pub(crate) static COUNTERS: PerCpuArray<Traffic> =
 #[map]
 pub(crate) static BINDING_COUNTERS: PerCpuArray<BindingTraffic> =
     PerCpuArray::with_max_entries(DEFAULT_ENTRIES, 0);
+
+/// The state of the packet that a CPU is processing; nobody else's business, so not pinned.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

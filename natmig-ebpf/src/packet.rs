@@ -3,10 +3,6 @@
 use crate::address::{Address, HardwareAddress};
 
 /// A packet, as `parse` understood it: offsets are from the frame's first byte, in bytes.
-///
-/// It lives on the stack of the program's entry and is filled and read by functions of their own;
-/// the field order keeps small fields out of the 8-byte slots' first bytes, where the verifier
-/// would follow each constant that was stored.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Packet {
@@ -56,31 +52,43 @@ pub struct Packet {
 
 impl Packet {
     /// A packet of which nothing is known.
+    pub(crate) const EMPTY: Self = Self {
+        source_mac: HardwareAddress::NONE,
+        destination_mac: HardwareAddress::NONE,
+        ingress: 0,
+        source: Address::NONE,
+        destination: Address::NONE,
+        quoted_source: Address::NONE,
+        quoted_destination: Address::NONE,
+        total_length: 0,
+        network: 0,
+        checksum: 0,
+        quote: 0,
+        quoted_checksum: 0,
+        icmp_checksum: 0,
+        header_length: 0,
+        protocol: 0,
+        ttl: 0,
+        tos: 0,
+        dont_fragment: 0,
+        optional_checksum: 0,
+        quoted_optional_checksum: 0,
+        role: 0,
+    };
+
+    /// Begins with a packet: sets what `parse` does not set for every packet that it accepts.
     #[inline(always)]
-    pub const fn new(ingress: u32, role: u8) -> Self {
-        Self {
-            source_mac: HardwareAddress::NONE,
-            destination_mac: HardwareAddress::NONE,
-            ingress,
-            source: Address::NONE,
-            destination: Address::NONE,
-            quoted_source: Address::NONE,
-            quoted_destination: Address::NONE,
-            total_length: 0,
-            network: 0,
-            checksum: 0,
-            quote: 0,
-            quoted_checksum: 0,
-            icmp_checksum: 0,
-            header_length: 0,
-            protocol: 0,
-            ttl: 0,
-            tos: 0,
-            dont_fragment: 0,
-            optional_checksum: 0,
-            quoted_optional_checksum: 0,
-            role,
-        }
+    pub(crate) fn begin(&mut self, ingress: u32, role: u8) {
+        self.ingress = ingress;
+        self.role = role;
+        self.checksum = 0;
+        self.quote = 0;
+        self.quoted_source = Address::NONE;
+        self.quoted_destination = Address::NONE;
+        self.quoted_checksum = 0;
+        self.icmp_checksum = 0;
+        self.optional_checksum = 0;
+        self.quoted_optional_checksum = 0;
     }
 
     /// Whether the packet came in on an interface of this role.

@@ -9,9 +9,10 @@ use natmig_common::{Action, Counter, Interface, Role};
 use crate::{
     address::{Address, HardwareAddress},
     environment::Environment,
-    lookup::{Lookups, Visible, lookup, purpose},
+    lookup::{Lookups, Visible, lookup},
     outcome::Outcome,
     packet::Packet,
+    scratch::Scratch,
 };
 
 /// What becomes of a packet's addresses.
@@ -35,10 +36,6 @@ pub(crate) struct Plan {
     pub(crate) quoted_source: Address,
     pub(crate) quoted_in_fabric: Address,
     pub(crate) quoted_outside: Address,
-    /// Unused.
-    _pad: u32,
-    /// Unused; keeps the flags below out of a slot's first byte.
-    _pad_flags: u8,
     /// 1 if some address of the packet is bound.
     pub(crate) bound: u8,
     /// 1 if a home edge anchors the packet.
@@ -49,26 +46,32 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Nothing is planned.
+    pub(crate) const EMPTY: Self = Self {
+        deliver_mac: HardwareAddress::NONE,
+        destination_index: Visible::NO_ENTRY,
+        source_index: Visible::NO_ENTRY,
+        deliver: 0,
+        destination: Address::NONE,
+        destination_identity: Address::NONE,
+        source_in_fabric: Address::NONE,
+        source_outside: Address::NONE,
+        quoted_source: Address::NONE,
+        quoted_in_fabric: Address::NONE,
+        quoted_outside: Address::NONE,
+        bound: 0,
+        anchored: 0,
+        moved_on: 0,
+    };
+
+    /// Begins with a packet: sets what the planning does not set for every packet.
     #[inline(always)]
-    pub(crate) const fn new() -> Self {
-        Self {
-            deliver_mac: HardwareAddress::NONE,
-            destination_index: Visible::NO_ENTRY,
-            source_index: Visible::NO_ENTRY,
-            deliver: 0,
-            destination: Address::NONE,
-            destination_identity: Address::NONE,
-            source_in_fabric: Address::NONE,
-            source_outside: Address::NONE,
-            quoted_source: Address::NONE,
-            quoted_in_fabric: Address::NONE,
-            quoted_outside: Address::NONE,
-            _pad: 0,
-            _pad_flags: 0,
-            bound: 0,
-            anchored: 0,
-            moved_on: 0,
-        }
+    pub(crate) fn begin(&mut self) {
+        self.destination_index = Visible::NO_ENTRY;
+        self.source_index = Visible::NO_ENTRY;
+        self.deliver = 0;
+        self.bound = 0;
+        self.anchored = 0;
+        self.moved_on = 0;
     }
 }
 
@@ -96,10 +99,9 @@ fn takes_foreign(packet: &Packet, source: &Visible, destination: &Visible) -> bo
 pub(crate) fn outer<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
-    lookups: &mut Lookups,
-    plan: &mut Plan,
+    scratch: &mut Scratch,
 ) -> Option<Counter> {
+    let Scratch { packet, plan, lookups, .. } = scratch;
     let access = packet.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
     let ours = packet.is_from(Role::Kernel)
@@ -111,14 +113,14 @@ pub(crate) fn outer<E: Environment>(
 
     let mut destination = Visible::NOTHING;
     let mut source = Visible::NOTHING;
-    lookup::<{ purpose::DESTINATION }, E>(
+    lookup(
         environment,
         lookups,
         packet,
         packet.destination,
         &mut destination,
     );
-    lookup::<{ purpose::SOURCE }, E>(environment, lookups, packet, packet.source, &mut source);
+    lookup(environment, lookups, packet, packet.source, &mut source);
     if !ours && !takes_foreign(packet, &source, &destination) {
         return Some(Counter::PassForeignMac);
     }
@@ -200,7 +202,7 @@ fn plan_destination<E: Environment>(
                 plan.destination = destination.forward;
                 plan.moved_on = 1;
                 let mut onward = Visible::NOTHING;
-                lookup::<{ purpose::FORWARD }, E>(
+                lookup(
                     environment,
                     lookups,
                     packet,
@@ -222,17 +224,16 @@ fn plan_destination<E: Environment>(
 pub(crate) fn quote<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
-    lookups: &mut Lookups,
-    plan: &mut Plan,
+    scratch: &mut Scratch,
 ) -> Option<Counter> {
+    let Scratch { packet, plan, lookups, .. } = scratch;
     let outside = from_outside(packet);
     if outside && environment.in_pool(packet.quoted_source) {
         return Some(Counter::DropLocatorFromOutside);
     }
     let mut bound = false;
     let mut visible = Visible::NOTHING;
-    lookup::<{ purpose::QUOTED_SOURCE }, E>(
+    lookup(
         environment,
         lookups,
         packet,
@@ -256,7 +257,7 @@ pub(crate) fn quote<E: Environment>(
         }
     }
 
-    lookup::<{ purpose::QUOTED_DESTINATION }, E>(
+    lookup(
         environment,
         lookups,
         packet,

@@ -6,20 +6,20 @@ use crate::{
     address::HardwareAddress,
     arp,
     egress,
-    environment::{Environment, Hop, HopKind},
+    environment::{Environment, HopKind},
     frag_needed,
-    lookup::{Lookups, Visible},
+    lookup::Visible,
     outcome::Outcome,
-    packet::Packet,
     parse::{self, Link},
-    plan::{self, Plan},
-    translate::{self, Rewrite},
+    plan,
+    scratch::Scratch,
+    translate,
 };
 
 /// Decides what becomes of the frame that came in on `ingress`, rewrites it accordingly and counts
 /// it.
 #[inline(always)]
-pub fn process<E: Environment>(environment: &E, ingress: u32) -> Outcome {
+pub fn process<E: Environment>(environment: &E, scratch: &mut Scratch, ingress: u32) -> Outcome {
     let length = environment.frame_length();
     let known = environment.interface(ingress);
     let known = known.and_then(|found| Role::from_raw(found.role).map(|role| (found, role)));
@@ -27,21 +27,24 @@ pub fn process<E: Environment>(environment: &E, ingress: u32) -> Outcome {
         environment.count(UNKNOWN_SLOT, Counter::PassUnknownInterface, length);
         return Outcome::Pass(Counter::PassUnknownInterface);
     };
-    let mut packet = Packet::new(ingress, interface.role);
-    let mut plan = Plan::new();
-    let outcome = decide(environment, interface, &mut packet, &mut plan);
-    // A frame that is passed on from the router's own port would come back to it.
-    let outcome = match outcome {
-        Outcome::Pass(Counter::PassNoNeighbor | Counter::PassFragment) => outcome,
+    scratch.packet.begin(ingress, interface.role);
+    scratch.plan.begin();
+    scratch.lookups.begin();
+    let outcome = match decide(environment, interface, scratch) {
+        outcome @ Outcome::Pass(Counter::PassNoNeighbor | Counter::PassFragment) => outcome,
+        // What is passed on from the router's own port would come back to it.
         Outcome::Pass(_) if role == Role::Kernel => Outcome::Drop(Counter::DropKernelPort),
-        Outcome::Pass(_) | Outcome::Drop(_) | Outcome::Redirect(..) | Outcome::Reply(_) => outcome,
+        outcome @ (Outcome::Pass(_)
+        | Outcome::Drop(_)
+        | Outcome::Redirect(..)
+        | Outcome::Reply(_)) => outcome,
     };
     environment.count(interface.slot, outcome.counter(), length);
-    if plan.destination_index != Visible::NO_ENTRY {
-        environment.count_binding(plan.destination_index, true, length);
+    if scratch.plan.destination_index != Visible::NO_ENTRY {
+        environment.count_binding(scratch.plan.destination_index, true, length);
     }
-    if plan.source_index != Visible::NO_ENTRY {
-        environment.count_binding(plan.source_index, false, length);
+    if scratch.plan.source_index != Visible::NO_ENTRY {
+        environment.count_binding(scratch.plan.source_index, false, length);
     }
     outcome
 }
@@ -51,37 +54,34 @@ pub fn process<E: Environment>(environment: &E, ingress: u32) -> Outcome {
 fn decide<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &mut Packet,
-    plan: &mut Plan,
+    scratch: &mut Scratch,
 ) -> Outcome {
-    let mut lookups = Lookups::new();
-    match parse::link(environment, packet) {
+    match parse::link(environment, &mut scratch.packet) {
         Link::Ipv4 => {}
-        Link::Arp => return arp::answer(environment, interface, packet, &mut lookups),
+        Link::Arp => return arp::answer(environment, interface, scratch),
         Link::Other => return Outcome::Pass(Counter::PassOtherProtocol),
         Link::Truncated => return Outcome::Pass(Counter::PassMalformed),
     }
-    if let Some(counter) = parse::ipv4(environment, packet) {
+    if let Some(counter) = parse::ipv4(environment, &mut scratch.packet) {
         return Outcome::Pass(counter);
     }
-    if packet.destination_mac.is_group() {
+    if scratch.packet.destination_mac.is_group() {
         return Outcome::Pass(Counter::PassMulticast);
     }
-    if let Some(counter) = plan::outer(environment, interface, packet, &mut lookups, plan) {
+    if let Some(counter) = plan::outer(environment, interface, scratch) {
         return plan::refusal(counter);
     }
-    if packet.quote != 0
-        && let Some(counter) = plan::quote(environment, interface, packet, &mut lookups, plan)
+    if scratch.packet.quote != 0
+        && let Some(counter) = plan::quote(environment, interface, scratch)
     {
         return plan::refusal(counter);
     }
-    if plan.bound == 0 {
-        let rewrite = Rewrite::nothing(packet);
-        return pass(environment, interface, packet, &rewrite, Counter::PassUnbound);
+    if scratch.plan.bound == 0 {
+        scratch.rewrite.keep(&scratch.packet);
+        return pass(environment, interface, scratch, Counter::PassUnbound);
     }
-    let mut hop = Hop::NONE;
-    egress::find(environment, packet, plan, &mut hop);
-    conclude(environment, interface, packet, plan, &hop)
+    egress::find(environment, scratch);
+    conclude(environment, interface, scratch)
 }
 
 /// Concludes with a packet whose next hop is known.
@@ -89,24 +89,21 @@ fn decide<E: Environment>(
 fn conclude<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
-    plan: &Plan,
-    hop: &Hop,
+    scratch: &mut Scratch,
 ) -> Outcome {
+    let Scratch { packet, plan, hop, rewrite, .. } = scratch;
     // What the kernel may see: identities only, as the sender sent them.
-    let exposed = Rewrite {
-        source: plan.source_outside,
-        destination: plan.destination_identity,
-        quoted_source: packet.quoted_source,
-        quoted_destination: plan.quoted_outside,
-        hop: 0,
-    };
+    rewrite.source = plan.source_outside;
+    rewrite.destination = plan.destination_identity;
+    rewrite.quoted_source = packet.quoted_source;
+    rewrite.quoted_destination = plan.quoted_outside;
+    rewrite.hop = 0;
     let from_kernel = packet.is_from(Role::Kernel);
     let mut kind = hop.kind;
     if kind == HopKind::Local {
         if plan.destination == packet.destination {
-            let rewrite = Rewrite { quoted_source: plan.quoted_source, ..exposed };
-            return pass(environment, interface, packet, &rewrite, Counter::PassLocal);
+            rewrite.quoted_source = plan.quoted_source;
+            return pass(environment, interface, scratch, Counter::PassLocal);
         }
         kind = HopKind::None;
     }
@@ -121,45 +118,42 @@ fn conclude<E: Environment>(
         }
     }
     if kind == HopKind::None {
-        return pass(environment, interface, packet, &exposed, Counter::PassNoRoute);
+        return pass(environment, interface, scratch, Counter::PassNoRoute);
     }
     if packet.ttl <= 1 && !from_kernel {
-        return pass(environment, interface, packet, &exposed, Counter::PassTtlExpired);
+        return pass(environment, interface, scratch, Counter::PassTtlExpired);
     }
     if is_refused {
         return match frag_needed::answer(environment, interface, packet, hop.mtu) {
             Some(outcome) => outcome,
             None if from_kernel => Outcome::Drop(Counter::DropKernelPort),
-            None => pass(environment, interface, packet, &exposed, Counter::PassFragment),
+            None => pass(environment, interface, scratch, Counter::PassFragment),
         };
     }
-    let mut rewrite = Rewrite {
-        source: if to_fabric { plan.source_in_fabric } else { plan.source_outside },
-        destination: plan.destination,
-        quoted_source: plan.quoted_source,
-        quoted_destination: if to_fabric { plan.quoted_in_fabric } else { plan.quoted_outside },
-        hop: 0,
-    };
+    rewrite.source = if to_fabric { plan.source_in_fabric } else { plan.source_outside };
+    rewrite.destination = plan.destination;
+    rewrite.quoted_source = plan.quoted_source;
+    rewrite.quoted_destination = if to_fabric { plan.quoted_in_fabric } else { plan.quoted_outside };
     if kind == HopKind::NoNeighbor {
         // The kernel's error would quote a locator, and the anchor carries the packet as it is.
         if packet.is_from(Role::Access) || packet.is_from(Role::External) {
-            rewrite = Rewrite::nothing(packet);
+            rewrite.keep(packet);
         }
-        return pass(environment, interface, packet, &rewrite, Counter::PassNoNeighbor);
+        return pass(environment, interface, scratch, Counter::PassNoNeighbor);
     }
     if kind == HopKind::TooBig {
-        return pass(environment, interface, packet, &rewrite, Counter::PassFragment);
+        return pass(environment, interface, scratch, Counter::PassFragment);
     }
     rewrite.hop = u32::from(!from_kernel);
-    translate::apply(environment, packet, &rewrite);
+    translate::apply(environment, packet, rewrite);
     translate::address_frame(environment, hop.destination_mac, hop.source_mac);
-    count_steps(environment, interface, packet, plan, &rewrite);
-    let verdict = if plan.deliver != 0 || rewrite.changes_address(packet) {
+    count_steps(environment, interface, scratch);
+    let verdict = if scratch.plan.deliver != 0 || scratch.rewrite.changes_address(&scratch.packet) {
         Counter::Translated
     } else {
         Counter::Transit
     };
-    Outcome::Redirect(hop.ifindex, verdict)
+    Outcome::Redirect(scratch.hop.ifindex, verdict)
 }
 
 /// Passes the packet to the kernel, rewritten, in a frame that the kernel takes.
@@ -167,10 +161,10 @@ fn conclude<E: Environment>(
 fn pass<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
-    rewrite: &Rewrite,
+    scratch: &Scratch,
     counter: Counter,
 ) -> Outcome {
+    let Scratch { packet, rewrite, .. } = scratch;
     if rewrite.changes_address(packet) {
         translate::apply(environment, packet, rewrite);
     }
@@ -182,14 +176,9 @@ fn pass<E: Environment>(
 }
 
 /// Counts what was done with the packet on the way.
-#[inline(always)]
-fn count_steps<E: Environment>(
-    environment: &E,
-    interface: &Interface,
-    packet: &Packet,
-    plan: &Plan,
-    rewrite: &Rewrite,
-) {
+#[inline(never)]
+fn count_steps<E: Environment>(environment: &E, interface: &Interface, scratch: &Scratch) {
+    let Scratch { packet, plan, rewrite, .. } = scratch;
     let length = environment.frame_length();
     let slot = interface.slot;
     if rewrite.changes_destination(packet) {

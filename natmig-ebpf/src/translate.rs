@@ -16,21 +16,27 @@ pub(crate) struct Rewrite {
     pub(crate) destination: Address,
     pub(crate) quoted_source: Address,
     pub(crate) quoted_destination: Address,
-    /// 1 to decrement the TTL; not in a slot's first byte, see [`Packet`].
+    /// 1 to decrement the TTL.
     pub(crate) hop: u32,
 }
 
 impl Rewrite {
-    /// The packet as it came in.
+    pub(crate) const EMPTY: Self = Self {
+        source: Address::NONE,
+        destination: Address::NONE,
+        quoted_source: Address::NONE,
+        quoted_destination: Address::NONE,
+        hop: 0,
+    };
+
+    /// The packet is to stay as it came in.
     #[inline(always)]
-    pub(crate) const fn nothing(packet: &Packet) -> Self {
-        Self {
-            source: packet.source,
-            destination: packet.destination,
-            quoted_source: packet.quoted_source,
-            quoted_destination: packet.quoted_destination,
-            hop: 0,
-        }
+    pub(crate) fn keep(&mut self, packet: &Packet) {
+        self.source = packet.source;
+        self.destination = packet.destination;
+        self.quoted_source = packet.quoted_source;
+        self.quoted_destination = packet.quoted_destination;
+        self.hop = 0;
     }
 
     /// Whether the destination becomes another.

@@ -17,6 +17,8 @@ mod record;
 mod request;
 mod settle;
 mod state;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::{

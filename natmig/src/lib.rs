@@ -6,6 +6,8 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod coordinator;
+#[cfg(test)]
+mod model;
 pub mod names;
 pub mod planner;
 pub mod proto;

@@ -8,6 +8,7 @@
 use std::{
     io,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use natmig_common::SlotState;
@@ -93,7 +94,9 @@ impl<T: Tables> State<T> {
             }
             Work::Command { command, replies } => {
                 let sequence = command.sequence;
+                let begun = Instant::now();
                 let outcome = self.carry_out(command);
+                tracing::debug!(sequence, took = ?begun.elapsed(), ?outcome, "carried out");
                 let reply = v1::FromAgent {
                     message: Some(v1::from_agent::Message::Reply(
                         (&Reply { sequence, outcome }).into(),
@@ -148,7 +151,7 @@ impl<T: Tables> State<T> {
                 return match self.tables.commit(id) {
                     Ok(report) => {
                         self.announcer.announce(self.tables.take_announcements());
-                        tracing::info!(transaction = %id, grace = ?report.grace, "committed");
+                        tracing::debug!(transaction = %id, grace = ?report.grace, "committed");
                         Outcome::Committed {
                             at: report.committed_at,
                             grace: report.grace,

@@ -262,6 +262,16 @@ impl Coordinator {
                 table.extend(planner::table(topology, before, name));
             }
         }
+        // A router that lost a decided transaction must know the locators that sources carry, before
+        // it has prepared again.
+        for (id, migration) in &self.migrations {
+            let decided = matches!(migration.phase(), Phase::Committing | Phase::Committed);
+            if decided && !connection.held.contains_key(id) {
+                let changes = planner::Plan::new(topology, &migration.record.moves).changes(name);
+                let early = changes.early.into_iter();
+                table.extend(early.map(|change| (change.address, change.rule)));
+            }
+        }
         table
             .into_iter()
             .filter(|(_, rule)| *rule != Rule::Absent)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use natmig_common::{
-    Counter, FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, Interface, Role,
+    Counter, FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, Interface, Role, UNKNOWN_SLOT,
 };
 
 use super::{
@@ -159,7 +159,7 @@ fn insert(
 ) -> Result<(), RouterError> {
     interface.slot = match before {
         Some(before) => before.slot,
-        None => (0..u16::try_from(capacity).unwrap_or(u16::MAX))
+        None => (UNKNOWN_SLOT + 1..u16::try_from(capacity).unwrap_or(u16::MAX))
             .find(|slot| !slots.contains(slot))
             .ok_or_else(|| RouterError::TooManyInterfaces {
                 interface: name.to_owned(),
