@@ -25,7 +25,10 @@ impl FromStr for MacAddress {
         let mut mac = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or(InvalidMac)?;
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2)
+                .ok_or(InvalidMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| InvalidMac)?;
         }
         let multicast = mac[0] & 1 != 0;
@@ -58,9 +61,7 @@ impl<'de> Deserialize<'de> for MacAddress {
 }
 
 /// Number of a transaction: the migration's number, unique for ever in a fabric.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TransactionId(pub u64);
 
@@ -166,7 +167,11 @@ pub fn digest<'a>(rules: impl IntoIterator<Item = (Ipv4Addr, &'a Rule)>) -> u64 
                     attachment(&mut hash, at);
                 }
             }
-            Rule::Local { locator, at, gateway: _ } => {
+            Rule::Local {
+                locator,
+                at,
+                gateway: _,
+            } => {
                 hash.update([2]);
                 hash.update(locator.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
                 attachment(&mut hash, at);
