@@ -7,9 +7,7 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
-    helpers::{
-        bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
-    },
+    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     maps::lpm_trie::Key,
 };
 use natmig_common::{Counter, Entry, Interface};
@@ -93,14 +91,16 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn in_pool(&self, address: Address) -> bool {
-        maps::POOLS_IPV4.get(Key::new(32, address.octets())).is_some()
+        maps::POOLS_IPV4
+            .get(Key::new(32, address.octets()))
+            .is_some()
     }
 
     #[inline(always)]
     fn gateway_mac(&self) -> HardwareAddress {
-        maps::META
-            .get(0)
-            .map_or(HardwareAddress::NONE, |meta| HardwareAddress::new(meta.gateway_mac))
+        maps::META.get(0).map_or(HardwareAddress::NONE, |meta| {
+            HardwareAddress::new(meta.gateway_mac)
+        })
     }
 
     #[inline(never)]

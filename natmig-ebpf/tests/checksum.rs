@@ -1,7 +1,10 @@
 //! The incremental checksum against full recomputation by `etherparse`.
 
 use etherparse::checksum::Sum16BitWords;
-use natmig_ebpf::{Address, checksum::{Change, finish}};
+use natmig_ebpf::{
+    Address,
+    checksum::{Change, finish},
+};
 use proptest::{collection::vec, prelude::*};
 
 /// The checksum over all of `bytes`, in memory order.
