@@ -61,12 +61,19 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn reshape(&self, grow: u16, length: u16) -> bool {
+        let head = i32::from(grow);
         // SAFETY: the context is the program's own, and no frame is used after this.
         unsafe {
-            let current = self.frame_length();
-            let cut = i32::from(length) - i32::from(grow) - current as i32;
-            bpf_xdp_adjust_tail(self.context, cut) == 0
-                && bpf_xdp_adjust_head(self.context, -i32::from(grow)) == 0
+            if bpf_xdp_adjust_head(self.context, -head) != 0 {
+                return false;
+            }
+            let cut = i32::from(length) - self.frame_length() as i32;
+            if bpf_xdp_adjust_tail(self.context, cut) == 0 {
+                return true;
+            }
+            // The frame is whole again: growing touched none of its bytes.
+            bpf_xdp_adjust_head(self.context, head);
+            false
         }
     }
 
