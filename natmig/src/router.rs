@@ -252,6 +252,11 @@ impl Router {
         let indices: Vec<u32> = router.interfaces.keys().copied().collect();
         loader::detach_others(instance, &indices)?;
         router.reconcile()?;
+        for held in router.held() {
+            if held.state == SlotState::Committed {
+                router.announce(held.id);
+            }
+        }
         let names: Vec<String> = found
             .iter()
             .map(|(config, _)| config.name.clone())
@@ -310,9 +315,17 @@ impl Router {
         self.watch(writes.iter().map(|write| write.address))
     }
 
-    /// Makes a transaction count: one store. Idempotent.
+    /// Makes a transaction count: one store. Idempotent; it is announced each time, since the
+    /// process that committed it may have been killed before it announced anything.
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
+        let changed = self.announce(id);
+        self.kernel.follow(changed.into_iter())?;
+        Ok(report)
+    }
+
+    /// Queues a transaction's announcements; returns what it changes.
+    fn announce(&mut self, id: TransactionId) -> Vec<(Ipv4Addr, Version)> {
         let gateway_mac = self.config.gateway_mac.0;
         let changed: Vec<(Ipv4Addr, Version)> = self
             .tables
@@ -328,8 +341,7 @@ impl Router {
             self.announcements
                 .extend(Announcement::of(*address, version, gateway_mac, mac));
         }
-        self.kernel.follow(changed.into_iter())?;
-        Ok(report)
+        changed
     }
 
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
@@ -673,6 +685,11 @@ fn write_meta(maps: &Maps, config: &RouterConfig, adopted: bool) {
     let bytes = bytemuck::bytes_of(&meta);
     maps.meta.write(0, 8, &bytes[8..]);
     maps.meta.write(0, 0, &bytes[..8]);
+}
+
+/// Whether this binary holds an eBPF program.
+pub fn has_program() -> bool {
+    loader::has_program()
 }
 
 /// Detaches an instance and removes all that it holds in the kernel: links, maps, port, guard,

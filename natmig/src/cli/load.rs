@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             .to_owned(),
         ]
     });
-    output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows);
+    output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows)?;
     println!(
         "instance {}: {}, {} addresses bound, room for {} addresses and {} transactions, maps take {}",
         config.instance,

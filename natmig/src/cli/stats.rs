@@ -62,8 +62,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     output::table(
         &["INTERFACE", "ROLE", "CLASS", "COUNTER", "PACKETS", "BYTES"],
         rows,
-    );
-    println!();
+    )?;
+    output::line("")?;
     match guard {
         Ok(counters) => {
             let rows = counters.iter().map(|counter| {
@@ -73,12 +73,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                     counter.bytes.to_string(),
                 ]
             });
-            output::table(&["GUARD DROPPED", "PACKETS", "BYTES"], rows);
+            output::table(&["GUARD DROPPED", "PACKETS", "BYTES"], rows)?;
         }
         Err(error) => eprintln!("natmig: warning: no counters of the guard: {error}"),
     }
     if args.bindings {
-        println!();
+        output::line("")?;
         let rows = bindings.iter().map(|binding| {
             let traffic = binding.traffic;
             vec![
@@ -98,7 +98,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             "PACKETS FROM",
             "BYTES FROM",
         ];
-        output::table(&header, rows);
+        output::table(&header, rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }
