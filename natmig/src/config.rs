@@ -3,7 +3,7 @@
 //! Every error names file, line, column and what to do; nothing is taken from a file that has one.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fmt,
     net::Ipv4Addr,
     ops::Range,
@@ -273,7 +273,7 @@ impl RouterConfig {
         let mut locator_pools: Vec<Ipv4Net> = Vec::new();
         for pool in &raw.locator_pools {
             let parsed = parse_prefix(&source, pool)?;
-            if let Some(other) = locator_pools.iter().find(|other| overlap(other, &parsed)) {
+            if let Some(other) = locator_pools.iter().find(|other| overlap(**other, parsed)) {
                 return Err(source.error(
                     pool.span(),
                     format!("pool {parsed} overlaps pool {other}"),
@@ -316,8 +316,8 @@ pub fn check_instance(instance: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
-    one.contains(other) || other.contains(one)
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 fn parse_prefix(source: &Source<'_>, text: &Spanned<String>) -> Result<Ipv4Net, ConfigError> {
@@ -348,12 +348,12 @@ fn parse_interfaces(
         ));
     }
     let mut interfaces = Vec::new();
-    let mut names = BTreeMap::new();
-    let mut segments = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    let mut segments = BTreeSet::new();
     for text in texts {
         let interface = parse_interface(source, text)?;
         let text = text.get_ref();
-        if names.insert(interface.name.clone(), ()).is_some() {
+        if !names.insert(interface.name.clone()) {
             return Err(source.error(
                 text.name.span(),
                 format!("interface {} is named twice", interface.name),
@@ -361,7 +361,7 @@ fn parse_interfaces(
             ));
         }
         if let (Some(segment), Some(span)) = (&interface.segment, &text.segment)
-            && segments.insert(segment.clone(), ()).is_some()
+            && !segments.insert(segment.clone())
         {
             return Err(source.error(
                 span.span(),
@@ -561,6 +561,7 @@ endpoints = ["http://198.18.0.1:7400"]
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn malformed_files_are_named_with_line_and_remedy() {
         // What is replaced, by what, the line of the error, what it says, the remedy.
         let cases = [

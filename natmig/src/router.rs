@@ -147,6 +147,8 @@ pub struct Router {
     interfaces: BTreeMap<u32, Attached>,
     kernel: Kernel,
     announcements: Vec<Announcement>,
+    /// The kernel's state may differ from what the tables say.
+    unsettled: bool,
     _lock: Lock,
 }
 
@@ -213,6 +215,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            unsettled: false,
             _lock: lock,
         };
         let pools = if config.locator_pools.is_empty() {
@@ -289,6 +292,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            unsettled: false,
             _lock: lock,
         };
         router.reconcile()?;
@@ -320,7 +324,11 @@ impl Router {
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
         let changed = self.announce(id);
-        self.kernel.follow(changed.into_iter())?;
+        // What is decided does not wait for the kernel's routes: packets need none of them.
+        if let Err(error) = self.kernel.follow(changed.into_iter()) {
+            tracing::error!(%error, "host routes do not follow the commit yet");
+            self.unsettled = true;
+        }
         Ok(report)
     }
 
@@ -357,7 +365,12 @@ impl Router {
     pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
         let addresses = self.addresses_of(id);
         self.tables.fold(id)?;
-        self.watch(addresses.into_iter())
+        self.watch(addresses.into_iter())?;
+        if self.unsettled {
+            self.reconcile()
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
@@ -555,14 +568,14 @@ impl Router {
         std::mem::take(&mut self.announcements)
     }
 
-    /// Reads the interfaces' MAC addresses, MTUs and addresses again, after netlink said that they
-    /// changed.
+    /// Takes up a change of links or addresses, after netlink told of one: reads the interfaces'
+    /// MAC addresses, MTUs and gateways again, and sets host routes that the kernel dropped.
     pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         let found = interfaces::find(&mut self.kernel.socket, &self.config)?;
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
-        Ok(())
+        self.reconcile()
     }
 
     /// Bytes of kernel memory that the maps take.
@@ -619,6 +632,7 @@ impl Router {
             .addresses()
             .map(|(address, entry)| (address, entry, tables.effective(&entry)));
         self.kernel.reconcile(entries, &access)?;
+        self.unsettled = false;
         self.follow_promiscuity()
     }
 

@@ -4,6 +4,11 @@
 //! Needs root and a binary with the eBPF program; without them the tests say so and pass, unless
 //! `NATMIG_REQUIRE_ROOT=1`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that unwraps says what failed by where it panics"
+)]
+
 use std::{
     collections::BTreeMap,
     env,
@@ -218,7 +223,11 @@ fn after() -> BTreeMap<Ipv4Addr, Rule> {
                 at,
                 gateway: None,
             },
-            rule => rule,
+            rule @ (Rule::Absent
+            | Rule::Away { .. }
+            | Rule::Deliver { .. }
+            | Rule::Forward { .. }
+            | Rule::Known { .. }) => rule,
         };
         table.insert(change.address, rule);
     }
@@ -554,6 +563,13 @@ fn the_kernels_routes_follow_the_transaction() {
         let Started { mut router, .. } = place.start();
         assert!(routes().contains("10.1.2.20 dev acc0"), "{}", routes());
         assert!(!routes().contains("10.1.3.3"), "{}", routes());
+        // The kernel drops routes of a link that goes down.
+        run("ip link set acc0 down");
+        run("ip link set acc0 up");
+        assert!(!routes().contains("10.1.2.20"), "{}", routes());
+        router.refresh_interfaces().unwrap();
+        assert!(routes().contains("10.1.2.20 dev acc0"), "{}", routes());
+        assert!(neighbors().contains("10.1.2.20 dev acc0 lladdr 02:00:00:00:00:20"));
 
         // The visitor leaves, the VM comes home.
         let to = Ipv4Addr::new(10, 1, 3, 9);

@@ -26,28 +26,34 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    check_instance(&args.instance).map_err(anyhow::Error::msg)?;
-    let reader = Reader::open(&args.instance)?;
+    let Args {
+        instance,
+        all,
+        bindings: with_bindings,
+        json,
+    } = args;
+    check_instance(&instance).map_err(anyhow::Error::msg)?;
+    let reader = Reader::open(&instance)?;
     let interfaces = reader.interfaces()?;
     // Counters are worth showing without the guard's as well.
     let guard = reader.guard();
-    let bindings = if args.bindings {
+    let bindings = if with_bindings {
         reader.bindings()
     } else {
         Vec::new()
     };
-    if args.json {
+    if json {
         let value = serde_json::json!({
             "interfaces": interfaces,
             "guard": guard.as_ref().ok(),
-            "bindings": args.bindings.then_some(&bindings),
+            "bindings": with_bindings.then_some(&bindings),
         });
         return output::json(&value);
     }
     let mut rows = Vec::new();
     for interface in &interfaces {
         for counter in &interface.counters {
-            if counter.packets != 0 || args.all {
+            if counter.packets != 0 || all {
                 rows.push(vec![
                     interface.interface.clone(),
                     interface.role.to_owned(),
@@ -77,7 +83,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Err(error) => eprintln!("natmig: warning: no counters of the guard: {error}"),
     }
-    if args.bindings {
+    if with_bindings {
         output::line("")?;
         let rows = bindings.iter().map(|binding| {
             let traffic = binding.traffic;

@@ -268,9 +268,9 @@ pub(super) fn remove_pins(instance: &Instance) -> Result<(), RouterError> {
             for file in fs::read_dir(&directory)? {
                 let path = file?.path();
                 if path.is_dir() {
-                    fs::remove_dir(&path)?
+                    fs::remove_dir(&path)?;
                 } else {
-                    fs::remove_file(&path)?
+                    fs::remove_file(&path)?;
                 }
             }
             fs::remove_dir(&directory)
