@@ -188,6 +188,14 @@ impl Coordinator {
                     self.busy.insert(step.after.vm.name.clone(), id);
                 }
             }
+            if migration.phase() == Phase::Committed {
+                // All stages are open; whoever has not committed was passed over.
+                migration.stage = migration.stages.stages.len();
+                for name in self.routers.keys() {
+                    let passed_over = !migration.has_committed(name);
+                    migration.participant(name).passed_over = passed_over;
+                }
+            }
             self.set_deadline(&mut migration, now);
         }
         self.migrations.insert(id, migration);

@@ -216,12 +216,7 @@ impl Coordinator {
                 Progress::Waiting => self.send_prepare(now, migration, &router, out),
                 Progress::Prepared => {
                     let id = migration.record.id;
-                    let allowed = migration.stages.strict.get(&router).is_none_or(|before| {
-                        before
-                            .iter()
-                            .all(|other| !needed.contains(other) || migration.has_committed(other))
-                    });
-                    if allowed {
+                    if self.may_commit(migration, &router) {
                         self.send(now, migration, &router, CommandRef::Commit(id), out, |_| {
                             Command::Commit { id }
                         });

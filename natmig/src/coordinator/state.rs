@@ -34,6 +34,8 @@ pub(super) struct Connection {
     pub(super) digest: u64,
     /// Segments for which it has an interface.
     pub(super) segments: BTreeSet<SegmentName>,
+    /// Decided transactions whose outcome it takes with a whole table.
+    pub(super) joined: BTreeSet<TransactionId>,
 }
 
 /// How far a connected router is on its way to the table that it should have.

@@ -24,8 +24,6 @@ struct Entry {
 pub(crate) struct ModelRouter {
     entries: BTreeMap<Ipv4Addr, Entry>,
     held: BTreeMap<TransactionId, HeldState>,
-    /// Transactions committed here at some time since it booted.
-    pub(crate) committed: BTreeSet<TransactionId>,
     /// It booted and has no table yet, so it is not attached and attracts no traffic.
     pub(crate) booting: bool,
     /// It is taken out of the fabric.
@@ -172,7 +170,6 @@ impl ModelRouter {
                 Some(state) => {
                     if *state == HeldState::Prepared {
                         *state = HeldState::Committed { at: now };
-                        self.committed.insert(id);
                     }
                     let at = match state {
                         HeldState::Committed { at } => *at,

@@ -380,10 +380,19 @@ impl World {
                 assert!(router.holds(id), "decided, and {name} is not prepared");
             }
             if record.phase == Phase::Folding && stored < Some(Phase::Folding) {
-                assert!(
-                    router.committed.contains(&id),
-                    "folding, and {name} has not committed"
-                );
+                for step in &record.moves {
+                    let after: BTreeMap<_, _> = planner::rules(&self.topology, &step.after, name)
+                        .into_iter()
+                        .collect();
+                    let addresses = step.after.locators().chain([step.after.vm.identity]);
+                    for address in addresses {
+                        assert_eq!(
+                            router.rule(address),
+                            after.get(&address).unwrap_or(&Rule::Absent),
+                            "folding, and {name} has not committed"
+                        );
+                    }
+                }
             }
         }
     }
