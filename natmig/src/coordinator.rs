@@ -223,7 +223,7 @@ impl Coordinator {
                 reply,
             } => {
                 if self.is_connection(&router, connection) {
-                    self.reply(now, &router, reply, &mut out);
+                    self.reply(now, &router, &reply, &mut out);
                 }
             }
             Event::Tick => {}

@@ -456,10 +456,10 @@ impl Coordinator {
         &mut self,
         now: Timestamp,
         name: &RouterName,
-        reply: Reply,
+        reply: &Reply,
         out: &mut Actions,
     ) {
-        let (command, failure) = match &reply {
+        let (command, failure) = match reply {
             Reply::Prepared(id) => (CommandRef::Prepare(*id), None),
             Reply::Committed { id, .. } => (CommandRef::Commit(*id), None),
             Reply::Aborted(id) => (CommandRef::Abort(*id), None),
@@ -506,7 +506,7 @@ impl Coordinator {
             | CommandRef::Abort(id)
             | CommandRef::Fold(id)
             | CommandRef::Retire(id) => {
-                self.migration_reply(now, name, id, command, &reply, failure, out);
+                self.migration_reply(now, name, id, command, reply, failure, out);
             }
             CommandRef::SetPools => {
                 if let Some(Failure::Other(reason)) = failure

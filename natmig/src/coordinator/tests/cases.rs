@@ -269,7 +269,7 @@ fn manual_activation_waits_for_the_trigger() {
         .migrate_with(&[("vm1", "rack2")], Activation::Manual, Unreachable::Abort)
         .unwrap();
     world.deliver_all();
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Prepared);
     assert!(commits(&world).is_empty());
     world.request(Request::Activate(id)).unwrap();
@@ -376,7 +376,7 @@ fn an_unreachable_router_is_waited_for_by_policy() {
         )
         .unwrap();
     world.deliver_all();
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Preparing);
     world.connect(&name("core1"));
     world.deliver_all();
@@ -402,7 +402,7 @@ fn a_silent_router_is_passed_over_and_caught_up() {
     assert_eq!(view.waiting_for, [name("edge2b")]);
     assert!(view.routers.iter().any(|it| it.passed_over));
     assert!(world.migrate(&[("vm1", "rack3")]).is_err());
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Committed);
     world.connect(&name("edge2b"));
     world.deliver_all();
@@ -619,7 +619,7 @@ fn a_locator_of_an_aborted_migration_waits_for_the_router_that_may_hold_it() {
     world.deliver_all();
     assert_eq!(world.phase(id), Phase::Aborted);
     assert!(world.routers[&name("core1")].holds(id));
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     world.crash();
     // Another VM goes there, and gets another locator.
     let other = world
