@@ -35,7 +35,8 @@ pub(crate) static POOLS_IPV4: LpmTrie<[u8; 4], u32> =
     LpmTrie::with_max_entries(1024, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
 
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(64 * Counter::COUNT, 0);
+pub(crate) static COUNTERS: PerCpuArray<Traffic> =
+    PerCpuArray::with_max_entries(64 * Counter::COUNT, 0);
 
 #[map]
 pub(crate) static BINDING_COUNTERS: PerCpuArray<BindingTraffic> =
