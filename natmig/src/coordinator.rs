@@ -167,6 +167,7 @@ impl Coordinator {
             deadline: None,
             stage: 0,
             changed: false,
+            told: None,
             record,
         };
         if migration.is_active() {

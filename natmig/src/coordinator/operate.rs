@@ -287,6 +287,7 @@ impl Coordinator {
             deadline: None,
             stage: 0,
             changed: true,
+            told: None,
         };
         migration.enter(Phase::Preparing, now);
         self.set_deadline(&mut migration, now);

@@ -68,6 +68,8 @@ pub(super) struct Migration {
     pub(super) stage: usize,
     /// Whether its view changed since watchers were told.
     pub(super) changed: bool,
+    /// The phase that watchers were told last.
+    pub(super) told: Option<Phase>,
 }
 
 /// A router in a migration, as far as it needs not be remembered.

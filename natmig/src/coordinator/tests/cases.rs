@@ -772,3 +772,38 @@ fn views_survive_json() {
     let vms = serde_json::to_string(&world.coordinator.vms()).unwrap();
     assert!(vms.contains(r#""locator":"10.1.2.248""#));
 }
+
+#[test]
+fn a_thousand_vms_move_as_one() {
+    let mut topology = topology(&[&["edge1"], &["edge2a", "edge2b"], &["edge3"]]);
+    for (number, segment) in (1_u8..).zip(topology.segments.values_mut()) {
+        segment.prefix = format!("10.{number}.0.0/16").parse().unwrap();
+        segment.gateway = [10, number, 0, 1].into();
+        segment.pool = format!("10.{number}.128.0/17").parse().unwrap();
+    }
+    let vms: Vec<Vm> = (0..1000_u16)
+        .map(|index| {
+            let [high, low] = (index + 256).to_be_bytes();
+            Vm {
+                name: VmName::new(format!("vm{index}")),
+                identity: [10, 1, high, low].into(),
+                mac: crate::rule::MacAddress([2, 0, 0, 0, high, low]),
+                home: "rack1".into(),
+            }
+        })
+        .filter(|vm| vm.identity.octets()[3] != 255)
+        .collect();
+    let mut world = World::bare(topology.clone());
+    world.checked = false;
+    world.request(Request::ApplyTopology(topology)).unwrap();
+    world.request(Request::AddVms(vms.clone())).unwrap();
+    world.connect_all();
+    for rack in ["rack2", "rack3", "rack1"] {
+        let moves: Vec<_> = vms.iter().map(|vm| (vm.name.as_str(), rack)).collect();
+        let id = world.migrate(&moves).unwrap();
+        world.deliver_all();
+        assert!(world.phase(id) >= Phase::Draining);
+    }
+    world.run();
+    world.check_final();
+}
