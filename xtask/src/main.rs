@@ -1,1 +1,99 @@
-fn main() {}
+//! `cargo xtask`: natmig's set-up, build, demo and tests, on a fresh Debian machine with rustup.
+
+mod command;
+mod object;
+mod packages;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser as _;
+
+use crate::command::{Privileged, step};
+
+/// Sets up, builds, demonstrates and tests natmig.
+#[derive(Debug, clap::Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Task {
+    /// Finds or installs what building and running needs, and says what it does.
+    Setup,
+    /// Builds the eBPF object and the `natmig` binary with the object embedded.
+    Build,
+    /// Builds natmig and attaches it to this machine's interfaces.
+    ///
+    /// Example: `cargo xtask load --config router.toml`
+    #[command(disable_help_flag = true)]
+    Load {
+        /// Arguments of `natmig load`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Migrates VMs under live traffic in a three-tier lab of network namespaces.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Arguments of the demo, such as `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Runs every check: format, lints, documentation, unit and property tests, packet fixtures in
+    /// the kernel, router and lab scenarios.
+    #[command(visible_alias = "ci")]
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    std::env::set_current_dir(root())?;
+    match task {
+        Task::Setup => {
+            setup::prepare(setup::For::Tests)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Build => {
+            let object = object::build(&setup::prepare(setup::For::Build)?)?;
+            let binary = object::build_binary(&object, "natmig")?;
+            step(&format!("built {}", binary.display()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Load { mut arguments } => {
+            let object = object::build(&setup::prepare(setup::For::Run)?)?;
+            let binary = object::build_binary(&object, "natmig")?;
+            arguments.insert(0, "load".into());
+            Privileged::find()?.run_to_exit(&binary, &arguments, &[])
+        }
+        Task::Demo { mut arguments } => {
+            let object = object::build(&setup::prepare(setup::For::Tests)?)?;
+            let natmig = object::build_binary(&object, "natmig")?;
+            let lab = object::build_binary(&object, "natmig-lab")?;
+            arguments.insert(0, "demo".into());
+            Privileged::find()?.run_to_exit(&lab, &arguments, &[("NATMIG_BIN", natmig.as_os_str())])
+        }
+        Task::Test(arguments) => test::run(&arguments),
+    }
+}
+
+/// The workspace's top directory.
+fn root() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest
+        .parent()
+        .map_or_else(|| manifest.clone(), PathBuf::from)
+}

@@ -1,0 +1,68 @@
+//! Building the eBPF object and the binaries that embed it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command::{cargo, check, step},
+    toolchain::Toolchain,
+};
+
+/// Flags of the eBPF build: instruction set v3 (32-bit registers, atomics; Linux 5.12 and later),
+/// and type information.
+const RUSTFLAGS: &str = "-C target-cpu=v3 -C debuginfo=2 -C link-arg=--btf";
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Builds the eBPF object and returns its path.
+pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    step("building the eBPF program");
+    let directory = std::env::current_dir()?.join("target/bpf");
+    check(
+        toolchain
+            .cargo()?
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--release",
+                "-Z",
+                "build-std=core",
+            ])
+            .args([
+                "--target",
+                TARGET,
+                "--package",
+                "natmig-ebpf",
+                "--bin",
+                "natmig-bpf",
+            ])
+            .args(["--features", "program", "--target-dir"])
+            .arg(&directory)
+            .env("RUSTFLAGS", RUSTFLAGS),
+    )?;
+    Ok(directory.join(TARGET).join("release/natmig-bpf"))
+}
+
+/// Builds one of the workspace's binaries, with the object embedded where it embeds one.
+pub(crate) fn build_binary(object: &Path, package: &str) -> Result<PathBuf> {
+    step(&format!("building {package}"));
+    check(
+        cargo()
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--release",
+                "--package",
+                package,
+            ])
+            .env("NATMIG_EBPF_OBJECT", object),
+    )?;
+    let binary = std::env::current_dir()?
+        .join("target/release")
+        .join(package);
+    binary
+        .canonicalize()
+        .with_context(|| format!("{} was not built", binary.display()))
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask test`: every check that CI runs.
+
+use std::{
+    ffi::OsStr,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+
+use crate::{
+    command::{Privileged, cargo, check, output, step},
+    object,
+    setup::{self, For},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Leaves format, lints and documentation out.
+    #[arg(long)]
+    no_lint: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let root = Privileged::find()?;
+    let toolchain = setup::prepare(For::Tests)?;
+    let object = object::build(&toolchain)?;
+    if !arguments.no_lint {
+        lint(&object)?;
+    }
+    let natmig = object::build_binary(&object, "natmig")?;
+    let lab = object::build_binary(&object, "natmig-lab")?;
+    let variables: [(&str, &OsStr); 4] = [
+        ("NATMIG_EBPF_OBJECT", object.as_os_str()),
+        ("NATMIG_BIN", natmig.as_os_str()),
+        ("NATMIG_LAB_BIN", lab.as_os_str()),
+        ("NATMIG_REQUIRE_ROOT", OsStr::new("1")),
+    ];
+
+    step("unit and property tests, packet fixtures, router tests");
+    let mut tests = cargo();
+    tests.args([
+        "test",
+        "--locked",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "natmig-lab",
+        "--no-fail-fast",
+    ]);
+    check(as_root(&root, &mut tests, &variables))?;
+
+    step("lab scenarios");
+    let mut scenarios = cargo();
+    scenarios
+        .args([
+            "test",
+            "--locked",
+            "--release",
+            "--package",
+            "natmig-lab",
+            "--no-fail-fast",
+        ])
+        // The scenarios share the machine's two or more CPUs with forty namespaces each.
+        .args(["--", "--test-threads=1", "--nocapture"]);
+    check(as_root(&root, &mut scenarios, &variables))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has cargo build as the caller and run the tests as root.
+fn as_root<'a>(
+    root: &Privileged,
+    cargo: &'a mut Command,
+    variables: &[(&str, &OsStr)],
+) -> &'a mut Command {
+    if let Some(sudo) = root.prefix() {
+        let host = host().to_uppercase().replace('-', "_");
+        cargo.env(format!("CARGO_TARGET_{host}_RUNNER"), sudo);
+    }
+    cargo.envs(variables.iter().copied())
+}
+
+/// This machine's target triple.
+fn host() -> String {
+    output(Command::new("rustc").arg("-vV"))
+        .and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        })
+        .unwrap_or_else(|| format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+}
+
+fn lint(object: &Path) -> Result<()> {
+    step("format, lints, documentation");
+    check(cargo().args(["fmt", "--all", "--check"]))?;
+    check(
+        cargo()
+            .args([
+                "clippy",
+                "--quiet",
+                "--locked",
+                "--release",
+                "--workspace",
+                "--all-targets",
+            ])
+            .args(["--", "--deny", "warnings"])
+            .env("NATMIG_EBPF_OBJECT", object),
+    )?;
+    check(
+        cargo()
+            .args([
+                "doc",
+                "--quiet",
+                "--locked",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .env("NATMIG_EBPF_OBJECT", object)
+            .env("RUSTDOCFLAGS", "--deny warnings"),
+    )
+}
