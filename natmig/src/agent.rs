@@ -5,6 +5,7 @@
 //! the router has seen changes nothing; a transaction in doubt is never resolved here.
 
 mod announcer;
+mod links;
 mod session;
 mod tables;
 mod term;
@@ -16,7 +17,10 @@ pub use tables::Tables;
 pub use term::TermError;
 
 use crate::{config::RouterConfig, names::RouterName, proto::RouterInterface};
+use links::Links;
 use term::TermFile;
+use tokio::sync::mpsc;
+use worker::Work;
 
 /// Who this agent is and whom it dials.
 #[derive(Clone, Debug)]
@@ -81,14 +85,29 @@ pub async fn run<T: Tables>(
 ) -> Result<T, AgentError> {
     let term = TermFile::open(&identity.term_file)?;
     let (work, worker) = worker::start(tables, term)?;
+    let links = Links::subscribe()?;
+    let refresh = refresh(links, work.clone());
     let session = session::run(Arc::new(identity), work);
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         error = session => Err(error),
+        error = refresh => Err(error),
     };
     let tables = tokio::task::spawn_blocking(move || worker.join())
         .await
         .map_err(|_| AgentError::Tables)?
         .map_err(|_| AgentError::Tables)?;
     outcome.map(|()| tables)
+}
+
+/// Has the tables' thread read the interfaces again whenever they change.
+async fn refresh(links: Links, work: mpsc::Sender<Work>) -> AgentError {
+    loop {
+        if let Err(error) = links.changed().await {
+            return AgentError::System(error);
+        }
+        if work.send(Work::Refresh).await.is_err() {
+            return AgentError::Tables;
+        }
+    }
 }

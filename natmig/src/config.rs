@@ -3,7 +3,7 @@
 //! Every error names file, line, column and what to do; nothing is taken from a file that has one.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fmt,
     net::Ipv4Addr,
     ops::Range,
@@ -273,7 +273,7 @@ impl RouterConfig {
         let mut locator_pools: Vec<Ipv4Net> = Vec::new();
         for pool in &raw.locator_pools {
             let parsed = parse_prefix(&source, pool)?;
-            if let Some(other) = locator_pools.iter().find(|other| overlap(other, &parsed)) {
+            if let Some(other) = locator_pools.iter().find(|other| overlap(**other, parsed)) {
                 return Err(source.error(
                     pool.span(),
                     format!("pool {parsed} overlaps pool {other}"),
@@ -316,8 +316,8 @@ pub fn check_instance(instance: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
-    one.contains(other) || other.contains(one)
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 fn parse_prefix(source: &Source<'_>, text: &Spanned<String>) -> Result<Ipv4Net, ConfigError> {
@@ -348,12 +348,12 @@ fn parse_interfaces(
         ));
     }
     let mut interfaces = Vec::new();
-    let mut names = BTreeMap::new();
-    let mut segments = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    let mut segments = BTreeSet::new();
     for text in texts {
         let interface = parse_interface(source, text)?;
         let text = text.get_ref();
-        if names.insert(interface.name.clone(), ()).is_some() {
+        if !names.insert(interface.name.clone()) {
             return Err(source.error(
                 text.name.span(),
                 format!("interface {} is named twice", interface.name),
@@ -361,7 +361,7 @@ fn parse_interfaces(
             ));
         }
         if let (Some(segment), Some(span)) = (&interface.segment, &text.segment)
-            && segments.insert(segment.clone(), ()).is_some()
+            && !segments.insert(segment.clone())
         {
             return Err(source.error(
                 span.span(),
@@ -516,4 +516,173 @@ fn parse_controller(
             .collect(),
         retry,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+router = "edge1"
+locator_pools = ["10.1.1.128/25"]
+[[interface]]
+name = "acc0"
+role = "access"
+segment = "rack1"
+prefix = "10.1.1.0/24"
+gateway = "10.1.1.1"
+[[interface]]
+name = "fab0"
+role = "fabric"
+[controller]
+endpoints = ["http://198.18.0.1:7400"]
+"#;
+
+    fn parse(text: &str) -> Result<RouterConfig, ConfigError> {
+        RouterConfig::parse(Path::new("router.toml"), text)
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.instance, DEFAULT_INSTANCE);
+        assert_eq!(config.max_addresses, DEFAULT_MAX_ADDRESSES);
+        assert_eq!(config.gateway_mac, DEFAULT_GATEWAY_MAC);
+        assert!(config.binding_counters);
+        assert_eq!(config.interfaces.len(), 2);
+        assert_eq!(config.access(&"rack1".into()).unwrap().name, "acc0");
+    }
+
+    #[test]
+    fn configuration_survives_serialisation() {
+        let config = parse(GOOD).unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<RouterConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
+    fn malformed_files_are_named_with_line_and_remedy() {
+        // What is replaced, by what, the line of the error, what it says, the remedy.
+        let cases = [
+            ("router = \"edge1\"", "router = edge1", 2, "", "TOML"),
+            (
+                "router = \"edge1\"",
+                "router = 7",
+                2,
+                "invalid type",
+                "of the type",
+            ),
+            (
+                "router = \"edge1\"",
+                "router = \"\"",
+                2,
+                "`router` is empty",
+                "name in the topology",
+            ),
+            (
+                "router = \"edge1\"",
+                "ruter = \"edge1\"",
+                2,
+                "unknown field `ruter`",
+                "spelling",
+            ),
+            (
+                "name = \"acc0\"\n",
+                "",
+                4,
+                "missing field `name`",
+                "add the key",
+            ),
+            (
+                "10.1.1.128/25",
+                "10.1.1.129/25",
+                3,
+                "bits set",
+                "write 10.1.1.128/25",
+            ),
+            (
+                "10.1.1.128/25",
+                "10.1.1.128/33",
+                3,
+                "not an IPv4 prefix",
+                "such as",
+            ),
+            (
+                "\"10.1.1.128/25\"",
+                "\"10.1.1.128/25\", \"10.1.1.192/26\"",
+                3,
+                "overlaps",
+                "disjoint",
+            ),
+            (
+                "\"access\"",
+                "\"acces\"",
+                6,
+                "no role",
+                "access, fabric or external",
+            ),
+            ("\"fab0\"", "\"acc0\"", 11, "named twice", "remove one"),
+            (
+                "\"fab0\"",
+                "\"a-much-too-long-name\"",
+                11,
+                "cannot name an interface",
+                "1 to 15",
+            ),
+            (
+                "10.1.1.1\"",
+                "10.1.2.1\"",
+                9,
+                "outside 10.1.1.0/24",
+                "own gateway",
+            ),
+            (
+                "segment = \"rack1\"\n",
+                "",
+                4,
+                "lacks `segment`",
+                "add `segment`",
+            ),
+            (
+                "role = \"fabric\"",
+                "role = \"fabric\"\nsegment = \"rack2\"",
+                13,
+                "only access interfaces",
+                "remove",
+            ),
+            (
+                "http://198.18",
+                "198.18",
+                14,
+                "not a controller's URL",
+                "http://",
+            ),
+            (
+                "role = \"fabric\"",
+                "role = \"fabric\"\nsource = \"both\"",
+                13,
+                "no kind of source",
+                "locator",
+            ),
+        ];
+        for (from, to, line, problem, remedy) in cases {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD, "{from} is in the text");
+            let error = parse(&text).unwrap_err();
+            assert_eq!(error.line, line, "{to}: {error}");
+            assert_ne!(error.column, 0, "{to}: {error}");
+            assert!(error.problem.contains(problem), "{to}: {error}");
+            assert!(error.remedy.contains(remedy), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = RouterConfig::read(Path::new("/nonexistent/router.toml")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("/nonexistent/router.toml: "),
+            "{error}"
+        );
+    }
 }

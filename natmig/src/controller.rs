@@ -158,14 +158,13 @@ impl Controller {
         };
         // The socket's name goes first: nobody new finds a controller that is ending.
         drop(socket);
-        let outcome = match early {
-            Some(outcome) => outcome,
-            None => {
-                if core.tell(Input::Shutdown).await.is_err() {
-                    tracing::debug!("the core has ended already");
-                }
-                outcome.await
+        let outcome = if let Some(outcome) = early {
+            outcome
+        } else {
+            if core.tell(Input::Shutdown).await.is_err() {
+                tracing::debug!("the core has ended already");
             }
+            outcome.await
         };
         stop.send_replace(true);
         for mut server in servers {

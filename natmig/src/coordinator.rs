@@ -167,6 +167,7 @@ impl Coordinator {
             deadline: None,
             stage: 0,
             changed: false,
+            told: None,
             record,
         };
         if migration.is_active() {
@@ -186,6 +187,14 @@ impl Coordinator {
             if migration.is_busy() {
                 for step in &migration.record.moves {
                     self.busy.insert(step.after.vm.name.clone(), id);
+                }
+            }
+            if migration.phase() == Phase::Committed {
+                // All stages are open; whoever has not committed was passed over.
+                migration.stage = migration.stages.stages.len();
+                for name in self.routers.keys() {
+                    let passed_over = !migration.has_committed(name);
+                    migration.participant(name).passed_over = passed_over;
                 }
             }
             self.set_deadline(&mut migration, now);
@@ -215,7 +224,7 @@ impl Coordinator {
                 reply,
             } => {
                 if self.is_connection(&router, connection) {
-                    self.reply(now, &router, reply, &mut out);
+                    self.reply(now, &router, &reply, &mut out);
                 }
             }
             Event::Tick => {}

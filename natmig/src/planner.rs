@@ -9,6 +9,8 @@ mod plan;
 mod stages;
 mod state;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     allocate::destinations,

@@ -147,6 +147,8 @@ pub struct Router {
     interfaces: BTreeMap<u32, Attached>,
     kernel: Kernel,
     announcements: Vec<Announcement>,
+    /// The kernel's state may differ from what the tables say.
+    unsettled: bool,
     _lock: Lock,
 }
 
@@ -213,6 +215,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            unsettled: false,
             _lock: lock,
         };
         let pools = if config.locator_pools.is_empty() {
@@ -252,6 +255,11 @@ impl Router {
         let indices: Vec<u32> = router.interfaces.keys().copied().collect();
         loader::detach_others(instance, &indices)?;
         router.reconcile()?;
+        for held in router.held() {
+            if held.state == SlotState::Committed {
+                router.announce(held.id);
+            }
+        }
         let names: Vec<String> = found
             .iter()
             .map(|(config, _)| config.name.clone())
@@ -284,6 +292,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            unsettled: false,
             _lock: lock,
         };
         router.reconcile()?;
@@ -310,9 +319,21 @@ impl Router {
         self.watch(writes.iter().map(|write| write.address))
     }
 
-    /// Makes a transaction count: one store. Idempotent.
+    /// Makes a transaction count: one store. Idempotent; it is announced each time, since the
+    /// process that committed it may have been killed before it announced anything.
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
+        let changed = self.announce(id);
+        // What is decided does not wait for the kernel's routes: packets need none of them.
+        if let Err(error) = self.kernel.follow(changed.into_iter()) {
+            tracing::error!(%error, "host routes do not follow the commit yet");
+            self.unsettled = true;
+        }
+        Ok(report)
+    }
+
+    /// Queues a transaction's announcements; returns what it changes.
+    fn announce(&mut self, id: TransactionId) -> Vec<(Ipv4Addr, Version)> {
         let gateway_mac = self.config.gateway_mac.0;
         let changed: Vec<(Ipv4Addr, Version)> = self
             .tables
@@ -328,8 +349,7 @@ impl Router {
             self.announcements
                 .extend(Announcement::of(*address, version, gateway_mac, mac));
         }
-        self.kernel.follow(changed.into_iter())?;
-        Ok(report)
+        changed
     }
 
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
@@ -345,7 +365,12 @@ impl Router {
     pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
         let addresses = self.addresses_of(id);
         self.tables.fold(id)?;
-        self.watch(addresses.into_iter())
+        self.watch(addresses.into_iter())?;
+        if self.unsettled {
+            self.reconcile()
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
@@ -543,14 +568,14 @@ impl Router {
         std::mem::take(&mut self.announcements)
     }
 
-    /// Reads the interfaces' MAC addresses, MTUs and addresses again, after netlink said that they
-    /// changed.
+    /// Takes up a change of links or addresses, after netlink told of one: reads the interfaces'
+    /// MAC addresses, MTUs and gateways again, and sets host routes that the kernel dropped.
     pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         let found = interfaces::find(&mut self.kernel.socket, &self.config)?;
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
-        Ok(())
+        self.reconcile()
     }
 
     /// Bytes of kernel memory that the maps take.
@@ -607,6 +632,7 @@ impl Router {
             .addresses()
             .map(|(address, entry)| (address, entry, tables.effective(&entry)));
         self.kernel.reconcile(entries, &access)?;
+        self.unsettled = false;
         self.follow_promiscuity()
     }
 
@@ -673,6 +699,11 @@ fn write_meta(maps: &Maps, config: &RouterConfig, adopted: bool) {
     let bytes = bytemuck::bytes_of(&meta);
     maps.meta.write(0, 8, &bytes[8..]);
     maps.meta.write(0, 0, &bytes[..8]);
+}
+
+/// Whether this binary holds an eBPF program.
+pub fn has_program() -> bool {
+    loader::has_program()
 }
 
 /// Detaches an instance and removes all that it holds in the kernel: links, maps, port, guard,

@@ -25,9 +25,9 @@ impl Controller {
         fs::write(
             &config,
             format!(
-                "socket = {:?}\nstore = {:?}\n",
-                fabric.config().socket,
-                fabric.config().store
+                "socket = \"{}\"\nstore = \"{}\"\n",
+                fabric.config().socket.display(),
+                fabric.config().store.display()
             ),
         )
         .unwrap();

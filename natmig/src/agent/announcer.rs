@@ -19,7 +19,7 @@ use crate::router::{Announcement, announce::SCHEDULE};
 const QUEUE: usize = 64;
 
 /// Longest sleep without anything to send.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// Sends announcements; ends when it is dropped.
 #[derive(Debug)]
@@ -68,8 +68,9 @@ impl Drop for Announcer {
 type Key = (u32, Ipv4Addr, [u8; 6]);
 
 fn key(announcement: &Announcement) -> Key {
-    let [a, b, c, d, e, f, ..] = announcement.frame;
-    (announcement.ifindex, announcement.address, [a, b, c, d, e, f])
+    let mut destination = [0; 6];
+    destination.copy_from_slice(&announcement.frame[..6]);
+    (announcement.ifindex, announcement.address, destination)
 }
 
 /// An announcement and how often it was sent.

@@ -62,10 +62,11 @@ pub(super) async fn run(identity: Arc<Identity>, work: mpsc::Sender<Work>) -> Ag
             return AgentError::NoEndpoint;
         };
         let mut established = false;
-        let error = match session(endpoint, &identity, &work, &mut established).await {
-            SessionError::NoWorker => return AgentError::Tables,
-            error => format!("controller {endpoint}: {error}"),
-        };
+        let error = session(endpoint, &identity, &work, &mut established).await;
+        if matches!(error, SessionError::NoWorker) {
+            return AgentError::Tables;
+        }
+        let error = format!("controller {endpoint}: {error}");
         if established {
             pause = FIRST_PAUSE;
             said.clear();

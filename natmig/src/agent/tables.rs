@@ -24,6 +24,7 @@ pub trait Tables: Send + 'static {
     fn term(&self) -> u64;
     fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
     fn take_announcements(&mut self) -> Vec<Announcement>;
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError>;
     fn announce(announcements: &[Announcement]) -> Result<(), RouterError>;
 }
 
@@ -76,6 +77,10 @@ impl Tables for Router {
 
     fn take_announcements(&mut self) -> Vec<Announcement> {
         self.take_announcements()
+    }
+
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        self.refresh_interfaces()
     }
 
     fn announce(announcements: &[Announcement]) -> Result<(), RouterError> {

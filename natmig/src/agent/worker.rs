@@ -29,6 +29,8 @@ const QUEUE: usize = 256;
 pub(super) enum Work {
     /// Say what the tables hold.
     Report(oneshot::Sender<TableReport>),
+    /// The kernel's interfaces or addresses changed: read them again.
+    Refresh,
     /// Carry out a command, and send the reply to its session.
     Command {
         command: Command,
@@ -90,6 +92,11 @@ impl<T: Tables> State<T> {
                     .is_err();
                 if report_is_gone {
                     tracing::debug!("the session ended before its report was made");
+                }
+            }
+            Work::Refresh => {
+                if let Err(error) = self.tables.refresh_interfaces() {
+                    tracing::warn!(%error, "cannot read the interfaces again");
                 }
             }
             Work::Command { command, replies } => {

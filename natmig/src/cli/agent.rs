@@ -43,7 +43,7 @@ pub(crate) struct Args {
     object: Option<PathBuf>,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = RouterConfig::read(&args.config)?;
     let term_file = args.state.join(format!("{}.term", config.instance));
     let identity = Identity::new(&config, term_file)

@@ -24,8 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Options of every command that asks the controller.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
-    /// Where the controller is: unix:///PATH or http://HOST:PORT
-    #[arg(long, value_name = "URL", env = "NATMIG_CONTROLLER", global = true,
+    /// Where the controller is
+    #[arg(long, value_name = "unix:///PATH|http://HOST:PORT", env = "NATMIG_CONTROLLER", global = true,
           default_value_t = default_controller())]
     controller: String,
 
@@ -71,7 +71,18 @@ impl From<Status> for Failure {
             Code::Unimplemented => Self::Other(anyhow::anyhow!(
                 "the controller does not know this command: it runs another version of natmig"
             )),
-            _ => Self::Other(anyhow::anyhow!("{message}")),
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::InvalidArgument
+            | Code::DeadlineExceeded
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Internal
+            | Code::DataLoss
+            | Code::Unauthenticated => Self::Other(anyhow::anyhow!("{message}")),
         }
     }
 }

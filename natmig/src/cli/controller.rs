@@ -28,7 +28,7 @@ pub(crate) struct Args {
     check: bool,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = ControllerConfig::read(&args.config)?;
     if args.check {
         println!("{}: valid", args.config.display());

@@ -35,29 +35,33 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = RouterConfig::read(&args.config)?;
-    if args.check {
-        println!("{} is valid", args.config.display());
+    let Args {
+        config: file,
+        check,
+        generic,
+        object,
+        json,
+    } = args;
+    let config = RouterConfig::read(&file)?;
+    if check {
+        output::line(&format!("{} is valid", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.generic {
+    if generic {
         eprintln!(
             "natmig: warning: generic mode copies every packet before the program sees it; never use it in production"
         );
     }
-    let object = match &args.object {
-        Some(path) => Some(std::fs::read(path).with_context(|| path.display().to_string())?),
+    let object = match object {
+        Some(path) => Some(std::fs::read(&path).with_context(|| path.display().to_string())?),
         None => None,
     };
-    let options = StartOptions {
-        generic: args.generic,
-        object,
-    };
+    let options = StartOptions { generic, object };
     let Started { report, .. } = Router::start(&config, &options)?;
     for warning in &report.warnings {
         eprintln!("natmig: warning: {warning}");
     }
-    if args.json {
+    if json {
         return output::json(&report);
     }
     let rows = report.interfaces.iter().map(|interface| {
@@ -74,7 +78,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             .to_owned(),
         ]
     });
-    output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows);
+    output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows)?;
     println!(
         "instance {}: {}, {} addresses bound, room for {} addresses and {} transactions, maps take {}",
         config.instance,

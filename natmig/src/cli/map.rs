@@ -108,7 +108,7 @@ fn list(instance: &str, json: bool) -> anyhow::Result<ExitCode> {
             "FROM",
         ],
         rows,
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

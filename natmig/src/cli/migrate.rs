@@ -101,7 +101,7 @@ fn moves(vms: &[String], to: Option<&str>) -> Result<Vec<(VmName, SegmentName)>,
         .collect()
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let moves = match moves(&args.vms, args.to.as_deref()) {
         Ok(moves) => moves,
         Err(problem) => {
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn times_have_units() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("60"), Ok(Duration::from_mins(1)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         for garbage in ["", "s", "-1s", "5 parsecs", "1e400s"] {
             assert!(duration(garbage).is_err(), "{garbage}");

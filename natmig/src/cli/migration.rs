@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     coordinator::{MigrationView, PlaceView, Progress, RouterProgressView, Timestamp},
+    names::RouterName,
     proto::v1,
     rule::TransactionId,
 };
@@ -137,15 +138,15 @@ fn line(view: &MigrationView) -> String {
         [vm] => format!("{} {} -> {}", vm.vm, vm.from.segment, vm.to.segment),
         vms => format!("{} VMs", vms.len()),
     };
-    let mut line = format!("migration {}  {}  {what}", view.id, view.phase);
+    let mut parts = vec![format!("migration {}  {}  {what}", view.id, view.phase)];
     if !view.waiting_for.is_empty() {
-        let names: Vec<_> = view.waiting_for.iter().map(|name| name.as_str()).collect();
-        line.push_str(&format!("  waiting for {}", names.join(" ")));
+        let names: Vec<_> = view.waiting_for.iter().map(RouterName::as_str).collect();
+        parts.push(format!("waiting for {}", names.join(" ")));
     }
     if let Some(error) = &view.error {
-        line.push_str(&format!("  ({error})"));
+        parts.push(format!("({error})"));
     }
-    line
+    parts.join("  ")
 }
 
 fn print_list(views: &[MigrationView], json: bool) -> anyhow::Result<()> {

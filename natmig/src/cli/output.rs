@@ -1,26 +1,41 @@
 //! How commands print: tables for people, JSON for programs.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    line(&serde_json::to_string_pretty(value)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints a line. A reader that has seen enough, like `head`, is no error.
+pub(super) fn line(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
 /// Prints a table.
-pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+pub(super) fn table(
+    header: &[&str],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
     }
-    for line in table.lines() {
-        println!("{}", line.trim_end());
+    for row in table.lines() {
+        line(row.trim())?;
     }
+    Ok(())
 }
 
 /// A number of bytes for people.

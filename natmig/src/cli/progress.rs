@@ -11,6 +11,7 @@ use tonic::Code;
 use super::client::{self, Client, ClientArgs, Failure};
 use crate::{
     coordinator::{Activation, MigrationView, Phase, Progress},
+    names::RouterName,
     proto::v1,
     rule::TransactionId,
 };
@@ -126,7 +127,7 @@ async fn follow(
 }
 
 fn waiting(view: &MigrationView) -> String {
-    let names: Vec<_> = view.waiting_for.iter().map(|name| name.as_str()).collect();
+    let names: Vec<_> = view.waiting_for.iter().map(RouterName::as_str).collect();
     match &names[..] {
         [] => String::new(),
         [first, second, third, _, ..] => {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::{self, ClientArgs};
-use crate::{coordinator::RouterView, proto::v1};
+use crate::{coordinator::RouterView, names::SegmentName, proto::v1};
 
 /// The routers that migrations need
 #[derive(Debug, clap::Args)]
@@ -83,23 +83,22 @@ fn list(routers: &[RouterView], json: bool) -> anyhow::Result<()> {
         "router", "tier", "segments", "agent", "table", "holds back", "problem",
     ]);
     for router in routers {
-        let segments: Vec<_> = router.segments.iter().map(|name| name.as_str()).collect();
-        let mut agent = match (router.drained, router.connected) {
+        let segments: Vec<_> = router.segments.iter().map(SegmentName::as_str).collect();
+        let agent = match (router.drained, router.connected) {
             (true, true) => "drained, connected",
             (true, false) => "drained",
             (false, true) => "connected",
             (false, false) => "not connected",
-        }
-        .to_owned();
-        if let Some(since) = router.since {
-            agent.push_str(&format!(" for {}", client::age(since)));
-        }
+        };
+        let since = router
+            .since
+            .map_or_else(String::new, |since| format!(" for {}", client::age(since)));
         let holds_back: Vec<_> = router.holds_back.iter().map(ToString::to_string).collect();
         table.add_row([
             router.name.to_string(),
             router.tier.to_string(),
             segments.join(" "),
-            agent,
+            format!("{agent}{since}"),
             if router.in_sync { "in sync" } else { "unknown" }.to_owned(),
             holds_back.join(" "),
             router.problem.clone().unwrap_or_default(),

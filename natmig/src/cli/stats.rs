@@ -26,28 +26,34 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    check_instance(&args.instance).map_err(anyhow::Error::msg)?;
-    let reader = Reader::open(&args.instance)?;
+    let Args {
+        instance,
+        all,
+        bindings: with_bindings,
+        json,
+    } = args;
+    check_instance(&instance).map_err(anyhow::Error::msg)?;
+    let reader = Reader::open(&instance)?;
     let interfaces = reader.interfaces()?;
     // Counters are worth showing without the guard's as well.
     let guard = reader.guard();
-    let bindings = if args.bindings {
+    let bindings = if with_bindings {
         reader.bindings()
     } else {
         Vec::new()
     };
-    if args.json {
+    if json {
         let value = serde_json::json!({
             "interfaces": interfaces,
             "guard": guard.as_ref().ok(),
-            "bindings": args.bindings.then_some(&bindings),
+            "bindings": with_bindings.then_some(&bindings),
         });
         return output::json(&value);
     }
     let mut rows = Vec::new();
     for interface in &interfaces {
         for counter in &interface.counters {
-            if counter.packets != 0 || args.all {
+            if counter.packets != 0 || all {
                 rows.push(vec![
                     interface.interface.clone(),
                     interface.role.to_owned(),
@@ -62,8 +68,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     output::table(
         &["INTERFACE", "ROLE", "CLASS", "COUNTER", "PACKETS", "BYTES"],
         rows,
-    );
-    println!();
+    )?;
+    output::line("")?;
     match guard {
         Ok(counters) => {
             let rows = counters.iter().map(|counter| {
@@ -73,12 +79,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                     counter.bytes.to_string(),
                 ]
             });
-            output::table(&["GUARD DROPPED", "PACKETS", "BYTES"], rows);
+            output::table(&["GUARD DROPPED", "PACKETS", "BYTES"], rows)?;
         }
         Err(error) => eprintln!("natmig: warning: no counters of the guard: {error}"),
     }
-    if args.bindings {
-        println!();
+    if with_bindings {
+        output::line("")?;
         let rows = bindings.iter().map(|binding| {
             let traffic = binding.traffic;
             vec![
@@ -98,7 +104,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             "PACKETS FROM",
             "BYTES FROM",
         ];
-        output::table(&header, rows);
+        output::table(&header, rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }

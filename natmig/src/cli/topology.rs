@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::client::{self, ClientArgs};
 use crate::{
+    names::RouterName,
     proto::v1,
     topology::{Tier, Topology},
 };
@@ -124,7 +125,7 @@ fn show(topology: &Topology, json: bool) -> anyhow::Result<()> {
     }
     let mut table = client::table(&["segment", "prefix", "gateway", "pool", "edge routers"]);
     for (name, segment) in &topology.segments {
-        let routers: Vec<_> = segment.routers.iter().map(|name| name.as_str()).collect();
+        let routers: Vec<_> = segment.routers.iter().map(RouterName::as_str).collect();
         table.add_row([
             name.to_string(),
             segment.prefix.to_string(),

@@ -13,8 +13,9 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    crate::config::check_instance(&args.instance).map_err(anyhow::Error::msg)?;
-    router::unload(&args.instance)?;
-    println!("instance {} is unloaded", args.instance);
+    let Args { instance } = args;
+    crate::config::check_instance(&instance).map_err(anyhow::Error::msg)?;
+    router::unload(&instance)?;
+    println!("instance {instance} is unloaded");
     Ok(ExitCode::SUCCESS)
 }

@@ -252,14 +252,14 @@ impl Core {
         loop {
             let input = match self.wake {
                 None => queue.recv().await,
-                Some(at) => match timeout_at(at.into(), queue.recv()).await {
-                    Ok(input) => input,
-                    Err(_) => {
+                Some(at) => {
+                    let Ok(input) = timeout_at(at.into(), queue.recv()).await else {
                         self.wake = None;
                         self.happened(Event::Tick)?;
                         continue;
-                    }
-                },
+                    };
+                    input
+                }
             };
             match input {
                 None | Some(Input::Shutdown) => return Ok(()),

@@ -13,6 +13,9 @@ use crate::{
     rule::TransactionId,
 };
 
+/// VMs from which on a group is large.
+const LARGE_GROUP: usize = 100;
+
 impl Coordinator {
     /// Takes every migration as far as it goes, tells watchers, and asks to be woken for the next
     /// deadline.
@@ -216,12 +219,7 @@ impl Coordinator {
                 Progress::Waiting => self.send_prepare(now, migration, &router, out),
                 Progress::Prepared => {
                     let id = migration.record.id;
-                    let allowed = migration.stages.strict.get(&router).is_none_or(|before| {
-                        before
-                            .iter()
-                            .all(|other| !needed.contains(other) || migration.has_committed(other))
-                    });
-                    if allowed {
+                    if self.may_commit(migration, &router) {
                         self.send(now, migration, &router, CommandRef::Commit(id), out, |_| {
                             Command::Commit { id }
                         });
@@ -621,15 +619,18 @@ impl Coordinator {
         migrations.chain(self.quarantined.values().copied()).min()
     }
 
-    /// Tells watchers of a migration if it looks different.
+    /// Tells watchers of a migration if it looks different. Of a large group, whose view takes long to
+    /// copy, they are told the phases only: between two stages of the commit every moment counts.
     fn tell_watchers(&mut self, id: TransactionId, out: &mut Actions) {
         let Some(migration) = self.migrations.get_mut(&id) else {
             return;
         };
-        if !migration.changed {
+        let large = migration.record.moves.len() > LARGE_GROUP;
+        if !migration.changed || (large && migration.told == Some(migration.phase())) {
             return;
         }
         migration.changed = false;
+        migration.told = Some(migration.phase());
         if let Some(view) = self.migration(id) {
             out.push(Action::Update(Box::new(view)));
         }

@@ -23,7 +23,7 @@ impl Coordinator {
     ) -> Result<Answer, Refusal> {
         match request {
             Request::ApplyTopology(topology) => self.apply_topology(now, topology, out)?,
-            Request::AddVms(vms) => self.add_vms(vms, out)?,
+            Request::AddVms(vms) => self.add_vms(&vms, out)?,
             Request::RemoveVms(names) => self.remove_vms(&names, out)?,
             Request::Migrate(request) => {
                 return self.migrate(now, request, out).map(Answer::Started);
@@ -89,9 +89,7 @@ impl Coordinator {
             self.forget_router(now, &router, &mut ops, out);
         }
         for name in topology.routers.keys() {
-            self.routers
-                .entry(name.clone())
-                .or_insert_with(Router::default);
+            self.routers.entry(name.clone()).or_default();
         }
         self.topology = Some(topology);
         out.push(Action::Store(ops));
@@ -119,12 +117,12 @@ impl Coordinator {
         }
     }
 
-    fn add_vms(&mut self, vms: Vec<Vm>, out: &mut Actions) -> Result<(), Refusal> {
+    fn add_vms(&mut self, vms: &[Vm], out: &mut Actions) -> Result<(), Refusal> {
         let topology = self.topology.as_ref().ok_or(Refusal::NoTopology)?;
         let mut new: BTreeMap<&VmName, &Vm> = BTreeMap::new();
         let mut identities = BTreeMap::new();
         let mut macs = BTreeMap::new();
-        for vm in &vms {
+        for vm in vms {
             let invalid = |problem: String| Refusal::InvalidVm {
                 vm: vm.name.clone(),
                 problem,
@@ -289,6 +287,7 @@ impl Coordinator {
             deadline: None,
             stage: 0,
             changed: true,
+            told: None,
         };
         migration.enter(Phase::Preparing, now);
         self.set_deadline(&mut migration, now);

@@ -1,17 +1,31 @@
 //! Connections: brings a router to the table it should have, and takes its answers.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{
     Action, Command, CommandRef, ConnectionId, Coordinator, Failure, HeldState, Phase, Progress,
     Reply, Report, Timestamp,
-    state::{Actions, Connection, Sync},
+    state::{Actions, Connection, Migration, Sync},
 };
 use crate::{
     names::RouterName,
     planner,
     rule::{Change, Rule, TransactionId, digest},
 };
+
+/// What a router should have when it connects.
+#[derive(Default)]
+struct Expected {
+    /// The table as it was before the transactions that it holds.
+    table: BTreeMap<Ipv4Addr, Rule>,
+    /// The same, with the locators that decided transactions introduce: sources carry them.
+    with_early: BTreeMap<Ipv4Addr, Rule>,
+    /// Decided transactions that it does not hold, and whose outcome is in its table.
+    joined: BTreeSet<TransactionId>,
+}
 
 impl Coordinator {
     pub(super) fn connect(
@@ -51,6 +65,7 @@ impl Coordinator {
                 .collect(),
             digest: report.digest,
             segments: report.segments,
+            joined: BTreeSet::new(),
         };
         let problem = self.missing_interfaces(name, &connection);
         let Some(router) = self.routers.get_mut(name) else {
@@ -86,7 +101,7 @@ impl Coordinator {
         let mut commands = Vec::new();
         let mut replace = false;
         connection.held.retain(|id, state| {
-            let phase = self.migrations.get(id).map(super::state::Migration::phase);
+            let phase = self.migrations.get(id).map(Migration::phase);
             let goes_on = match phase {
                 Some(Phase::Preparing | Phase::Prepared | Phase::Committing | Phase::Committed) => {
                     true
@@ -172,21 +187,31 @@ impl Coordinator {
         if !left.is_empty() {
             return;
         }
-        let replace = *replace;
-        let rules = self.expected(name, connection);
-        let same =
-            digest(rules.iter().map(|change| (change.address, &change.rule))) == connection.digest;
-        if same && !replace {
+        let expected = self.expected(name, connection);
+        let digest_of = |rules: &BTreeMap<Ipv4Addr, Rule>| {
+            digest(rules.iter().map(|(address, rule)| (*address, rule)))
+        };
+        let same = digest_of(&expected.table) == connection.digest
+            || (expected.table.len() != expected.with_early.len()
+                && digest_of(&expected.with_early) == connection.digest);
+        if same && !*replace {
+            self.set_joined(name, expected.joined);
             self.set_settled(name);
         } else {
-            self.replace_table(name, rules, out);
+            self.replace_table(name, expected, out);
         }
     }
 
     /// Sends a router its whole table.
-    fn replace_table(&mut self, name: &RouterName, rules: Vec<Change>, out: &mut Actions) {
+    fn replace_table(&mut self, name: &RouterName, expected: Expected, out: &mut Actions) {
         let version = self.next_version;
         self.next_version += 1;
+        let rules = expected
+            .with_early
+            .into_iter()
+            .map(|(address, rule)| Change { address, rule })
+            .collect();
+        self.set_joined(name, expected.joined);
         let Some(connection) = self
             .routers
             .get_mut(name)
@@ -200,6 +225,16 @@ impl Coordinator {
             connection: connection.id,
             command: Command::Replace { version, rules },
         });
+    }
+
+    fn set_joined(&mut self, name: &RouterName, joined: BTreeSet<TransactionId>) {
+        if let Some(connection) = self
+            .routers
+            .get_mut(name)
+            .and_then(|router| router.connection.as_mut())
+        {
+            connection.joined = joined;
+        }
     }
 
     pub(super) fn send_pools(
@@ -228,55 +263,80 @@ impl Coordinator {
             let id = connection.id;
             let resolving = matches!(connection.sync, Sync::Resolving { .. });
             let problem = self.missing_interfaces(&name, connection);
-            let rules = self.expected(&name, connection);
+            let expected = self.expected(&name, connection);
             if let Some(router) = self.routers.get_mut(&name) {
                 router.problem = problem;
             }
             self.send_pools(&name, id, out);
             if !resolving {
-                self.replace_table(&name, rules, out);
+                self.replace_table(&name, expected, out);
             }
         }
     }
 
     /// The table that a router should have, but for the transactions that it holds: of these VMs, as
     /// it was before.
-    fn expected(&self, name: &RouterName, connection: &Connection) -> Vec<Change> {
+    ///
+    /// A router that holds nothing of a transaction that is decided gets its outcome, if the order of
+    /// commits allows that; otherwise the state before, and commits in its turn.
+    fn expected(&self, name: &RouterName, connection: &Connection) -> Expected {
+        let mut expected = Expected::default();
         let Some(topology) = &self.topology else {
-            return Vec::new();
+            return expected;
         };
-        let mut table = planner::table(
-            topology,
-            self.vms.values().filter(|state| {
-                self.busy
-                    .get(&state.vm.name)
-                    .is_none_or(|id| !connection.held.contains_key(id))
-            }),
-            name,
-        );
-        for id in connection.held.keys() {
-            if let Some(migration) = self.migrations.get(id)
-                && migration.is_busy()
-            {
-                let before = migration.record.moves.iter().map(|step| &step.before);
-                table.extend(planner::table(topology, before, name));
-            }
-        }
-        // A router that lost a decided transaction must know the locators that sources carry, before
-        // it has prepared again.
-        for (id, migration) in &self.migrations {
+        let mut early = Vec::new();
+        let mut apart = BTreeSet::new();
+        for id in &self.active {
+            let Some(migration) = self.migrations.get(id).filter(|it| it.is_busy()) else {
+                continue;
+            };
+            let moves = &migration.record.moves;
             let decided = matches!(migration.phase(), Phase::Committing | Phase::Committed);
-            if decided && !connection.held.contains_key(id) {
-                let changes = planner::Plan::new(topology, &migration.record.moves).changes(name);
-                let early = changes.early.into_iter();
-                table.extend(early.map(|change| (change.address, change.rule)));
+            let held = connection.held.contains_key(id);
+            if decided && !held && self.may_join(migration, name) {
+                expected.joined.insert(*id);
+                let after = moves.iter().map(|step| &step.after);
+                expected.table.extend(planner::table(topology, after, name));
+            } else if held || decided {
+                let before = moves.iter().map(|step| &step.before);
+                expected
+                    .table
+                    .extend(planner::table(topology, before, name));
+            } else {
+                continue;
             }
+            if decided && !expected.joined.contains(id) {
+                early.extend(planner::Plan::new(topology, moves).changes(name).early);
+            }
+            apart.extend(moves.iter().map(|step| &step.after.vm.name));
         }
-        table
-            .into_iter()
-            .filter(|(_, rule)| *rule != Rule::Absent)
-            .map(|(address, rule)| Change { address, rule })
-            .collect()
+        let others = self
+            .vms
+            .values()
+            .filter(|state| !apart.contains(&state.vm.name));
+        expected
+            .table
+            .extend(planner::table(topology, others, name));
+        expected.with_early.clone_from(&expected.table);
+        for change in early {
+            expected.with_early.insert(change.address, change.rule);
+        }
+        expected
+    }
+
+    /// Whether a router may take the outcome of a decided transaction at once.
+    fn may_join(&self, migration: &Migration, name: &RouterName) -> bool {
+        matches!(migration.progress(name), Progress::Folded { .. })
+            || self.may_commit(migration, name)
+    }
+
+    /// Whether those have committed without which packets would loop if this router did.
+    pub(super) fn may_commit(&self, migration: &Migration, name: &RouterName) -> bool {
+        migration.stages.strict.get(name).is_none_or(|before| {
+            before
+                .iter()
+                .all(|other| !self.is_needed(other) || migration.has_committed(other))
+        })
     }
 
     fn missing_interfaces(&self, name: &RouterName, connection: &Connection) -> Option<String> {
@@ -316,6 +376,7 @@ impl Coordinator {
                 continue;
             }
             let known = migration.progress(name);
+            let joined = connection.joined.contains(id);
             match (migration.phase(), known) {
                 (_, Progress::Folded { .. } | Progress::Retired { .. }) => {}
                 (Phase::Folding | Phase::Draining | Phase::Retiring, _) => {
@@ -327,6 +388,13 @@ impl Coordinator {
                 }
                 (Phase::Aborting | Phase::Aborted, _) => {
                     migration.set_progress(name, Progress::Aborted);
+                }
+                (Phase::Committing | Phase::Committed, _) if joined => {
+                    let folded = Progress::Folded {
+                        at: known.committed_at(),
+                        grace_ns: known.grace_ns(),
+                    };
+                    migration.set_progress(name, folded);
                 }
                 (
                     Phase::Preparing
@@ -388,10 +456,10 @@ impl Coordinator {
         &mut self,
         now: Timestamp,
         name: &RouterName,
-        reply: Reply,
+        reply: &Reply,
         out: &mut Actions,
     ) {
-        let (command, failure) = match &reply {
+        let (command, failure) = match reply {
             Reply::Prepared(id) => (CommandRef::Prepare(*id), None),
             Reply::Committed { id, .. } => (CommandRef::Commit(*id), None),
             Reply::Aborted(id) => (CommandRef::Abort(*id), None),
@@ -438,7 +506,7 @@ impl Coordinator {
             | CommandRef::Abort(id)
             | CommandRef::Fold(id)
             | CommandRef::Retire(id) => {
-                self.migration_reply(now, name, id, command, &reply, failure, out);
+                self.migration_reply(now, name, id, command, reply, failure, out);
             }
             CommandRef::SetPools => {
                 if let Some(Failure::Other(reason)) = failure

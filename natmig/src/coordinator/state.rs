@@ -34,6 +34,8 @@ pub(super) struct Connection {
     pub(super) digest: u64,
     /// Segments for which it has an interface.
     pub(super) segments: BTreeSet<SegmentName>,
+    /// Decided transactions whose outcome it takes with a whole table.
+    pub(super) joined: BTreeSet<TransactionId>,
 }
 
 /// How far a connected router is on its way to the table that it should have.
@@ -66,6 +68,8 @@ pub(super) struct Migration {
     pub(super) stage: usize,
     /// Whether its view changed since watchers were told.
     pub(super) changed: bool,
+    /// The phase that watchers were told last.
+    pub(super) told: Option<Phase>,
 }
 
 /// A router in a migration, as far as it needs not be remembered.

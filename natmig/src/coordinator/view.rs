@@ -221,7 +221,7 @@ impl Coordinator {
                 segments: self.segments_of(name),
                 connected: router.connection.is_some(),
                 since: router.since,
-                in_sync: self.settled(name).is_some(),
+                in_sync: self.is_in_sync(name),
                 drained: router.drained,
                 holds_back: self
                     .active
@@ -260,6 +260,17 @@ impl Coordinator {
                 .collect(),
             migration: self.busy.get(&state.vm.name).copied(),
         }
+    }
+
+    /// Whether a router has the table that it should have, with every migration that is decided.
+    fn is_in_sync(&self, router: &RouterName) -> bool {
+        self.settled(router).is_some()
+            && self
+                .active
+                .iter()
+                .filter_map(|id| self.migrations.get(id))
+                .filter(|it| matches!(it.phase(), Phase::Committing | Phase::Committed))
+                .all(|migration| migration.has_committed(router))
     }
 
     /// Whether a migration cannot go on before a router does something.
@@ -317,7 +328,7 @@ impl Coordinator {
             .collect();
         let all = routers
             .iter()
-            .all(|router| !router.needed || router.progress.committed_at().is_some());
+            .all(|router| !router.needed || migration.has_committed(&router.router));
         MigrationView {
             id: record.id,
             phase: record.phase,

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     coordinator::{Command, Failure, Held, HeldState, Reply, Report, Timestamp},
     names::SegmentName,
-    rule::{Rule, TransactionId, digest},
+    rule::{Changes, Rule, TransactionId, digest},
 };
 
 #[derive(Clone, Debug)]
@@ -24,8 +24,6 @@ struct Entry {
 pub(crate) struct ModelRouter {
     entries: BTreeMap<Ipv4Addr, Entry>,
     held: BTreeMap<TransactionId, HeldState>,
-    /// Transactions committed here at some time since it booted.
-    pub(crate) committed: BTreeSet<TransactionId>,
     /// It booted and has no table yet, so it is not attached and attracts no traffic.
     pub(crate) booting: bool,
     /// It is taken out of the fabric.
@@ -123,68 +121,8 @@ impl ModelRouter {
     pub(crate) fn execute(&mut self, now: Timestamp, command: Command) -> Reply {
         match command {
             Command::SetPools { .. } => Reply::PoolsSet,
-            Command::Prepare { id, changes } => {
-                if self.held.contains_key(&id) {
-                    return Reply::Prepared(id);
-                }
-                if std::mem::take(&mut self.fail_prepare) {
-                    return Reply::Failed {
-                        command: crate::coordinator::CommandRef::Prepare(id),
-                        failure: Failure::Other("no room".to_owned()),
-                    };
-                }
-                for change in changes.early {
-                    let old = self.entries.insert(
-                        change.address,
-                        Entry {
-                            current: change.rule.clone(),
-                            pending: None,
-                            early: Some(id),
-                        },
-                    );
-                    assert!(
-                        old.is_none_or(|old| old.current == change.rule && old.pending.is_none()),
-                        "locator {} is used twice",
-                        change.address
-                    );
-                }
-                for change in changes.pending {
-                    let entry = self.entries.entry(change.address).or_insert(Entry {
-                        current: Rule::Absent,
-                        pending: None,
-                        early: None,
-                    });
-                    assert!(
-                        entry.pending.is_none() && entry.early.is_none(),
-                        "{} is in two transactions",
-                        change.address
-                    );
-                    entry.pending = Some((id, change.rule));
-                }
-                self.held.insert(id, HeldState::Prepared);
-                Reply::Prepared(id)
-            }
-            Command::Commit { id } => match self.held.get_mut(&id) {
-                None => Reply::Failed {
-                    command: crate::coordinator::CommandRef::Commit(id),
-                    failure: Failure::UnknownTransaction,
-                },
-                Some(state) => {
-                    if *state == HeldState::Prepared {
-                        *state = HeldState::Committed { at: now };
-                        self.committed.insert(id);
-                    }
-                    let at = match state {
-                        HeldState::Committed { at } => *at,
-                        HeldState::Prepared => now,
-                    };
-                    Reply::Committed {
-                        id,
-                        at,
-                        grace: std::time::Duration::from_micros(3),
-                    }
-                }
-            },
+            Command::Prepare { id, changes } => self.prepare(id, changes),
+            Command::Commit { id } => self.commit(now, id),
             Command::Abort { id } => {
                 assert!(
                     !matches!(self.held.remove(&id), Some(HeldState::Committed { .. })),
@@ -249,6 +187,71 @@ impl ModelRouter {
                 }
                 self.booting = false;
                 Reply::Replaced(version)
+            }
+        }
+    }
+
+    fn prepare(&mut self, id: TransactionId, changes: Changes) -> Reply {
+        if self.held.contains_key(&id) {
+            return Reply::Prepared(id);
+        }
+        if std::mem::take(&mut self.fail_prepare) {
+            return Reply::Failed {
+                command: crate::coordinator::CommandRef::Prepare(id),
+                failure: Failure::Other("no room".to_owned()),
+            };
+        }
+        for change in changes.early {
+            let old = self.entries.insert(
+                change.address,
+                Entry {
+                    current: change.rule.clone(),
+                    pending: None,
+                    early: Some(id),
+                },
+            );
+            assert!(
+                old.is_none_or(|old| old.current == change.rule && old.pending.is_none()),
+                "locator {} is used twice",
+                change.address
+            );
+        }
+        for change in changes.pending {
+            let entry = self.entries.entry(change.address).or_insert(Entry {
+                current: Rule::Absent,
+                pending: None,
+                early: None,
+            });
+            assert!(
+                entry.pending.is_none() && entry.early.is_none(),
+                "{} is in two transactions",
+                change.address
+            );
+            entry.pending = Some((id, change.rule));
+        }
+        self.held.insert(id, HeldState::Prepared);
+        Reply::Prepared(id)
+    }
+
+    fn commit(&mut self, now: Timestamp, id: TransactionId) -> Reply {
+        match self.held.get_mut(&id) {
+            None => Reply::Failed {
+                command: crate::coordinator::CommandRef::Commit(id),
+                failure: Failure::UnknownTransaction,
+            },
+            Some(state) => {
+                if *state == HeldState::Prepared {
+                    *state = HeldState::Committed { at: now };
+                }
+                let at = match state {
+                    HeldState::Committed { at } => *at,
+                    HeldState::Prepared => now,
+                };
+                Reply::Committed {
+                    id,
+                    at,
+                    grace: std::time::Duration::from_micros(3),
+                }
             }
         }
     }

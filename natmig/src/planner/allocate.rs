@@ -57,17 +57,21 @@ pub fn destinations(
     }
     Ok(wanted
         .iter()
-        .map(|(state, segment)| Move {
-            before: state.clone(),
-            after: state.moved(
+        .map(|(state, segment)| {
+            let to = if *segment == state.vm.home {
+                None
+            } else {
                 free.get_mut(segment)
                     .and_then(Iterator::next)
                     .map(|locator| Binding {
                         segment: segment.clone(),
                         locator,
                     })
-                    .filter(|_| *segment != state.vm.home),
-            ),
+            };
+            Move {
+                before: state.clone(),
+                after: state.moved(to),
+            }
         })
         .collect())
 }

@@ -175,13 +175,14 @@ impl TryFrom<v1::StartMigrationRequest> for MigrateRequest {
     type Error = Malformed;
 
     fn try_from(request: v1::StartMigrationRequest) -> Result<Self, Malformed> {
-        let activation = match enumeration("activation", request.activation)? {
-            v1::Activation::Unspecified => Activation::default(),
-            activation => activation.try_into()?,
+        // 0 is "unspecified" in every enumeration.
+        let activation = match request.activation {
+            0 => Activation::default(),
+            number => enumeration::<v1::Activation>("activation", number)?.try_into()?,
         };
-        let unreachable = match enumeration("unreachable", request.unreachable)? {
-            v1::UnreachablePolicy::Unspecified => Unreachable::default(),
-            unreachable => unreachable.try_into()?,
+        let unreachable = match request.unreachable {
+            0 => Unreachable::default(),
+            number => enumeration::<v1::UnreachablePolicy>("unreachable", number)?.try_into()?,
         };
         Ok(Self {
             moves: request

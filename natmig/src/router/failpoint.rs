@@ -1,6 +1,7 @@
 //! Places at which tests let the process be killed, to see that a successor takes up what is left.
 //!
-//! `NATMIG_FAILPOINT=NAME` or `NAME#N` aborts the process when it reaches NAME for the Nth time.
+//! `NATMIG_FAILPOINT=NAME` or `NAME#N` kills the process when it reaches NAME for the Nth time. Only
+//! builds with debug assertions have them.
 
 use std::sync::{
     OnceLock,
@@ -10,8 +11,11 @@ use std::sync::{
 static WANTED: OnceLock<Option<(String, u32)>> = OnceLock::new();
 static REACHED: AtomicU32 = AtomicU32::new(0);
 
-/// Kills the process with SIGKILL if a test asked for it here. Costs one load otherwise.
+/// Kills the process with SIGKILL if a test asked for it here.
 pub(super) fn reach(name: &str) {
+    if !cfg!(debug_assertions) {
+        return;
+    }
     let wanted = WANTED.get_or_init(|| {
         let text = std::env::var("NATMIG_FAILPOINT").ok()?;
         Some(match text.split_once('#') {

@@ -75,7 +75,9 @@ impl Instance {
         } else {
             use sha2::{Digest as _, Sha256};
             let hash = Sha256::digest(self.name.as_bytes());
-            hash[..5].iter().map(|byte| format!("{byte:02x}")).collect()
+            let mut first = [0; 8];
+            first[3..].copy_from_slice(&hash[..5]);
+            format!("{:010x}", u64::from_be_bytes(first))
         };
         (format!("nm0-{suffix}"), format!("nm1-{suffix}"))
     }

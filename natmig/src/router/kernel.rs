@@ -210,26 +210,23 @@ impl Kernel {
             if let Some(HostRoute::Access { ifindex, .. }) = held {
                 changes.push(Change::RemoveNeighbor { address, ifindex });
             }
-            match wanted {
-                Some(route) => {
-                    if let HostRoute::Access { ifindex, mac } = route {
-                        changes.push(Change::AddNeighbor {
-                            address,
-                            ifindex,
-                            mac,
-                        });
-                    }
-                    changes.push(self.add_route(address, route));
-                    self.routes.insert(address, route);
+            if let Some(route) = wanted {
+                if let HostRoute::Access { ifindex, mac } = route {
+                    changes.push(Change::AddNeighbor {
+                        address,
+                        ifindex,
+                        mac,
+                    });
                 }
-                None => {
-                    self.routes.remove(&address);
-                    let ifindex = match held {
-                        Some(HostRoute::Access { ifindex, .. }) => ifindex,
-                        Some(HostRoute::Port) | None => self.port.near,
-                    };
-                    changes.push(Change::RemoveRoute { address, ifindex });
-                }
+                changes.push(self.add_route(address, route));
+                self.routes.insert(address, route);
+            } else {
+                self.routes.remove(&address);
+                let ifindex = match held {
+                    Some(HostRoute::Access { ifindex, .. }) => ifindex,
+                    Some(HostRoute::Port) | None => self.port.near,
+                };
+                changes.push(Change::RemoveRoute { address, ifindex });
             }
         }
         self.socket

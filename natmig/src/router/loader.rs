@@ -25,6 +25,11 @@ use crate::config::RouterConfig;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natmig.bpf.o"));
 
+/// Whether the binary holds the program.
+pub(super) fn has_program() -> bool {
+    !OBJECT.is_empty()
+}
+
 /// Interfaces that may come after the start.
 const SPARE_INDICES: u32 = 256;
 /// Interfaces that the counters have room for beyond those that exist.
@@ -263,9 +268,9 @@ pub(super) fn remove_pins(instance: &Instance) -> Result<(), RouterError> {
             for file in fs::read_dir(&directory)? {
                 let path = file?.path();
                 if path.is_dir() {
-                    fs::remove_dir(&path)?
+                    fs::remove_dir(&path)?;
                 } else {
-                    fs::remove_file(&path)?
+                    fs::remove_file(&path)?;
                 }
             }
             fs::remove_dir(&directory)

@@ -73,10 +73,14 @@ impl FileStore {
             }
             Err(source) => return Err(system(source)),
         }
-        let database = guarded(path, || Database::create(path))?.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-            DatabaseError::Storage(StorageError::Io(source)) => system(source),
-            error => damaged(path, "the file", &error),
+        let database = guarded(path, || Database::create(path))?.map_err(|error| {
+            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+                StoreError::InUse(path.to_owned())
+            } else if let DatabaseError::Storage(StorageError::Io(source)) = error {
+                system(source)
+            } else {
+                damaged(path, "the file", &error)
+            }
         })?;
         let mut store = Self {
             path: path.to_owned(),

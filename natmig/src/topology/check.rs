@@ -19,7 +19,7 @@ pub(super) enum Key {
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) key: Key,
-    pub(super) problem: String,
+    pub(super) what: String,
     pub(super) remedy: String,
 }
 
@@ -32,7 +32,7 @@ pub(super) fn segment(
     let fail = |key, problem: String, remedy: &str| {
         Err(Problem {
             key,
-            problem,
+            what: problem,
             remedy: remedy.to_owned(),
         })
     };
@@ -46,7 +46,7 @@ pub(super) fn segment(
         .segments
         .iter()
         .filter(|(other, _)| *other != name)
-        .find(|(_, other)| overlap(prefix, &other.prefix));
+        .find(|(_, other)| overlap(*prefix, other.prefix));
     if let Some((other, place)) = overlaps {
         return fail(
             Key::Prefix,
@@ -114,6 +114,6 @@ pub(super) fn segment(
     Ok(())
 }
 
-fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
-    one.contains(other) || other.contains(one)
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
 }

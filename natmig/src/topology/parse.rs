@@ -281,7 +281,7 @@ fn add_segment(
             Key::Pool => text.pool.span(),
             Key::Routers => text.routers.span(),
         };
-        source.error(&span, problem.problem, problem.remedy)
+        source.error(&span, problem.what, problem.remedy)
     })?;
     topology.segments.insert(name, segment);
     Ok(())

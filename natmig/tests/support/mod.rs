@@ -238,6 +238,10 @@ impl Tables for MemoryTables {
         Vec::new()
     }
 
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        Ok(())
+    }
+
     fn announce(_announcements: &[Announcement]) -> Result<(), RouterError> {
         Ok(())
     }

@@ -269,7 +269,7 @@ fn manual_activation_waits_for_the_trigger() {
         .migrate_with(&[("vm1", "rack2")], Activation::Manual, Unreachable::Abort)
         .unwrap();
     world.deliver_all();
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Prepared);
     assert!(commits(&world).is_empty());
     world.request(Request::Activate(id)).unwrap();
@@ -376,7 +376,7 @@ fn an_unreachable_router_is_waited_for_by_policy() {
         )
         .unwrap();
     world.deliver_all();
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Preparing);
     world.connect(&name("core1"));
     world.deliver_all();
@@ -402,7 +402,7 @@ fn a_silent_router_is_passed_over_and_caught_up() {
     assert_eq!(view.waiting_for, [name("edge2b")]);
     assert!(view.routers.iter().any(|it| it.passed_over));
     assert!(world.migrate(&[("vm1", "rack3")]).is_err());
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     assert_eq!(world.phase(id), Phase::Committed);
     world.connect(&name("edge2b"));
     world.deliver_all();
@@ -619,7 +619,7 @@ fn a_locator_of_an_aborted_migration_waits_for_the_router_that_may_hold_it() {
     world.deliver_all();
     assert_eq!(world.phase(id), Phase::Aborted);
     assert!(world.routers[&name("core1")].holds(id));
-    world.pass(Duration::from_secs(3600));
+    world.pass(Duration::from_hours(1));
     world.crash();
     // Another VM goes there, and gets another locator.
     let other = world
@@ -771,4 +771,39 @@ fn views_survive_json() {
     assert!(routers.contains(r#""in_sync":true"#));
     let vms = serde_json::to_string(&world.coordinator.vms()).unwrap();
     assert!(vms.contains(r#""locator":"10.1.2.248""#));
+}
+
+#[test]
+fn a_thousand_vms_move_as_one() {
+    let mut topology = topology(&[&["edge1"], &["edge2a", "edge2b"], &["edge3"]]);
+    for (number, segment) in (1_u8..).zip(topology.segments.values_mut()) {
+        segment.prefix = format!("10.{number}.0.0/16").parse().unwrap();
+        segment.gateway = [10, number, 0, 1].into();
+        segment.pool = format!("10.{number}.128.0/17").parse().unwrap();
+    }
+    let vms: Vec<Vm> = (0..1000_u16)
+        .map(|index| {
+            let [high, low] = (index + 256).to_be_bytes();
+            Vm {
+                name: VmName::new(format!("vm{index}")),
+                identity: [10, 1, high, low].into(),
+                mac: crate::rule::MacAddress([2, 0, 0, 0, high, low]),
+                home: "rack1".into(),
+            }
+        })
+        .filter(|vm| vm.identity.octets()[3] != 255)
+        .collect();
+    let mut world = World::bare(topology.clone());
+    world.checked = false;
+    world.request(Request::ApplyTopology(topology)).unwrap();
+    world.request(Request::AddVms(vms.clone())).unwrap();
+    world.connect_all();
+    for rack in ["rack2", "rack3", "rack1"] {
+        let moves: Vec<_> = vms.iter().map(|vm| (vm.name.as_str(), rack)).collect();
+        let id = world.migrate(&moves).unwrap();
+        world.deliver_all();
+        assert!(world.phase(id) >= Phase::Draining);
+    }
+    world.run();
+    world.check_final();
 }
