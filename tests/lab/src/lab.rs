@@ -25,7 +25,7 @@ use crate::{
 const BPFFS: &str = "/sys/fs/bpf";
 const PORT: u16 = 7400;
 /// A program that was started has done its work by then, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// natmig's daemons.
 #[derive(Debug)]
