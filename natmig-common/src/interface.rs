@@ -46,6 +46,10 @@ pub const FLAG_GATEWAY_OWNER: u8 = 1;
 /// Sources of visitors keep their identity inside the fabric (`source = "identity"`).
 pub const FLAG_KEEP_SOURCE: u8 = 2;
 
+/// The agent switched the interface's promiscuous mode on, and will switch it off; nothing that the
+/// program looks at.
+pub const FLAG_PROMISCUOUS: u8 = 4;
+
 /// `Interface::slot` of the packets on interfaces that are not in the table; no interface has it.
 pub const UNKNOWN_SLOT: u16 = 0;
 

@@ -1,0 +1,287 @@
+//! The transaction machine of the controller: sans-IO.
+//!
+//! It is told what happens ([`Event`]) and what operators ask for ([`Request`]), with the time, and
+//! answers with [`Action`]s that the caller executes in order. Invariants:
+//! - nothing is sent that depends on a state before that state is stored: [`Action::Store`] stands
+//!   before the commands that rely on it;
+//! - the decision to commit is stored once every needed router holds the transaction, and is never
+//!   revised;
+//! - fold follows only when every needed router has committed;
+//! - what a router is told next depends on what it holds, never on what it was told before: a router
+//!   that connects is first brought to the table it should have, then to where each migration stands.
+
+mod advance;
+mod event;
+mod operate;
+mod record;
+mod request;
+mod settle;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use self::state::{Actions, Migration, Participant, Router, Sync};
+pub use self::{
+    event::{
+        Action, Command, CommandRef, ConnectionId, Event, Failure, Held, HeldState, Reply, Report,
+        Timestamp,
+    },
+    record::{Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Unreachable},
+    request::{Answer, MigrateRequest, Refusal, RefusalKind, Request},
+    view::{
+        MigrationView, MoveView, PhaseTime, PlaceView, Progress, RouterProgressView, RouterView,
+        VmView,
+    },
+};
+use crate::{
+    names::{RouterName, VmName},
+    planner::{Stages, VmState},
+    rule::{MacAddress, TransactionId},
+    topology::Topology,
+};
+
+/// Times that the machine keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long routers may take to prepare, before the migration aborts.
+    pub prepare_deadline: Duration,
+    /// How long a stage of the commit waits for a silent router, before it is passed over.
+    pub commit_deadline: Duration,
+    /// How long after a failure a command is tried again.
+    pub retry: Duration,
+    /// How many finished migrations are remembered.
+    pub history: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            prepare_deadline: Duration::from_secs(5),
+            commit_deadline: Duration::from_secs(2),
+            retry: Duration::from_secs(1),
+            history: 1000,
+        }
+    }
+}
+
+/// The controller's state and what it does next.
+#[derive(Debug)]
+pub struct Coordinator {
+    config: Config,
+    topology: Option<Topology>,
+    vms: BTreeMap<VmName, VmState>,
+    identities: BTreeMap<Ipv4Addr, VmName>,
+    macs: BTreeMap<MacAddress, VmName>,
+    /// The routers of the topology.
+    routers: BTreeMap<RouterName, Router>,
+    migrations: BTreeMap<TransactionId, Migration>,
+    /// Migrations with which something remains to be done.
+    active: BTreeSet<TransactionId>,
+    /// VMs that no other migration may touch, and the migration that holds them.
+    busy: BTreeMap<VmName, TransactionId>,
+    /// Locators that must not be given out: bound, draining, or in quarantine.
+    used: BTreeSet<Ipv4Addr>,
+    quarantined: BTreeMap<Ipv4Addr, Timestamp>,
+    next_id: u64,
+    /// Version of the next whole table that is sent.
+    next_version: u64,
+}
+
+impl Coordinator {
+    /// Takes up where the stored records end; an empty store is an empty controller. The actions
+    /// are executed before anything else. Quarantines and drain times go on, deadlines begin again.
+    pub fn restore(config: Config, stored: Stored, now: Timestamp) -> (Self, Vec<Action>) {
+        let mut coordinator = Self {
+            config,
+            vms: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            routers: BTreeMap::new(),
+            migrations: BTreeMap::new(),
+            active: BTreeSet::new(),
+            busy: BTreeMap::new(),
+            used: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+            next_id: stored.next_id.max(1),
+            next_version: 1,
+            topology: stored.topology,
+        };
+        if let Some(topology) = &coordinator.topology {
+            for name in topology.routers.keys() {
+                let router = Router {
+                    drained: stored.drained.contains(name),
+                    ..Router::default()
+                };
+                coordinator.routers.insert(name.clone(), router);
+            }
+        }
+        for state in stored.vms {
+            coordinator.insert_vm(state);
+        }
+        for quarantined in stored.quarantined {
+            coordinator.used.insert(quarantined.locator);
+            coordinator
+                .quarantined
+                .insert(quarantined.locator, quarantined.until);
+        }
+        for record in stored.migrations {
+            coordinator.restore_migration(record, now);
+        }
+        let mut out = Actions::new();
+        coordinator.advance_all(now, &mut out);
+        (coordinator, out)
+    }
+
+    fn insert_vm(&mut self, state: VmState) {
+        let name = state.vm.name.clone();
+        self.identities.insert(state.vm.identity, name.clone());
+        self.macs.insert(state.vm.mac, name.clone());
+        self.used.extend(state.locators());
+        self.vms.insert(name, state);
+    }
+
+    fn restore_migration(&mut self, mut record: MigrationRecord, now: Timestamp) {
+        if record.phase == Phase::Prepared {
+            record.phase = Phase::Preparing;
+        }
+        for progress in record.routers.values_mut() {
+            if *progress == Progress::Prepared {
+                *progress = Progress::Waiting;
+            }
+        }
+        let id = record.id;
+        let mut migration = Migration {
+            stages: self
+                .topology
+                .as_ref()
+                .and_then(|topology| Stages::new(topology, &record.moves).ok())
+                .unwrap_or_default(),
+            participants: BTreeMap::new(),
+            deadline: None,
+            stage: 0,
+            changed: false,
+            told: None,
+            record,
+        };
+        if migration.is_active() {
+            self.active.insert(id);
+            for name in self.routers.keys() {
+                let participant = Participant {
+                    touched: true,
+                    ..Participant::default()
+                };
+                migration.participants.insert(name.clone(), participant);
+            }
+            // What moves is bound, draining or about to be: its locators are not free.
+            for step in &migration.record.moves {
+                self.used.extend(step.new_locator());
+                self.used.extend(step.old_locator());
+            }
+            if migration.is_busy() {
+                for step in &migration.record.moves {
+                    self.busy.insert(step.after.vm.name.clone(), id);
+                }
+            }
+            if migration.phase() == Phase::Committed {
+                // All stages are open; whoever has not committed was passed over.
+                migration.stage = migration.stages.stages.len();
+                for name in self.routers.keys() {
+                    let passed_over = !migration.has_committed(name);
+                    migration.participant(name).passed_over = passed_over;
+                }
+            }
+            self.set_deadline(&mut migration, now);
+        }
+        self.migrations.insert(id, migration);
+    }
+
+    /// Takes note of an event. Stale ones are ignored: replies of a previous connection, of a
+    /// phase that is over, of an unknown migration.
+    #[must_use]
+    pub fn handle(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
+        let mut out = Actions::new();
+        match event {
+            Event::RouterConnected {
+                router,
+                connection,
+                report,
+            } => self.connect(now, &router, connection, report, &mut out),
+            Event::RouterDisconnected { router, connection } => {
+                if self.is_connection(&router, connection) {
+                    self.disconnect(now, &router);
+                }
+            }
+            Event::Reply {
+                router,
+                connection,
+                reply,
+            } => {
+                if self.is_connection(&router, connection) {
+                    self.reply(now, &router, &reply, &mut out);
+                }
+            }
+            Event::Tick => {}
+        }
+        self.advance_all(now, &mut out);
+        out
+    }
+
+    /// Does what an operator asks for, or refuses and changes nothing. The caller executes the
+    /// actions, then answers: what is answered is durable.
+    pub fn request(
+        &mut self,
+        now: Timestamp,
+        request: Request,
+    ) -> Result<(Answer, Vec<Action>), Refusal> {
+        let mut out = Actions::new();
+        let answer = self.operate(now, request, &mut out)?;
+        self.advance_all(now, &mut out);
+        Ok((answer, out))
+    }
+
+    /// The topology that was applied last.
+    pub fn topology(&self) -> Option<&Topology> {
+        self.topology.as_ref()
+    }
+
+    /// Whether this is the router's present connection.
+    fn is_connection(&self, router: &RouterName, connection: ConnectionId) -> bool {
+        self.connection(router)
+            .is_some_and(|present| present.id == connection)
+    }
+
+    fn connection(&self, router: &RouterName) -> Option<&state::Connection> {
+        self.routers
+            .get(router)
+            .and_then(|router| router.connection.as_ref())
+    }
+
+    /// The connection of a router that can be told what migrations need.
+    fn settled(&self, router: &RouterName) -> Option<ConnectionId> {
+        self.connection(router)
+            .filter(|connection| connection.sync == Sync::Settled)
+            .map(|connection| connection.id)
+    }
+
+    /// The routers that migrations need.
+    fn needed(&self) -> Vec<RouterName> {
+        self.routers
+            .iter()
+            .filter(|(_, router)| !router.drained)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    fn is_needed(&self, router: &RouterName) -> bool {
+        self.routers
+            .get(router)
+            .is_some_and(|router| !router.drained)
+    }
+}

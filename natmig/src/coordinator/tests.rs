@@ -1,0 +1,5 @@
+//! The machine against a model of routers.
+
+mod cases;
+mod random;
+mod world;
