@@ -34,9 +34,10 @@ impl Links {
             SockProtocol::NetlinkRoute,
         )?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        Ok(Self {
-            socket: AsyncFd::new(socket)?,
-        })
+        // SAFETY: the descriptor is owned: it stays open, and is the same socket, until it is
+        // dropped together with its registration.
+        let socket = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { socket })
     }
 
     /// Returns after something changed.

@@ -190,7 +190,7 @@ fn held(held: &crate::router::Held) -> Option<Held> {
     let state = match held.state {
         SlotState::Free | SlotState::Preparing => return None,
         SlotState::Prepared => HeldState::Prepared,
-        SlotState::Committed => HeldState::Committed {
+        SlotState::Committed | SlotState::Folding => HeldState::Committed {
             at: Timestamp(held.committed_at),
         },
     };

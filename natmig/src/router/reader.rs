@@ -516,7 +516,7 @@ fn binding(entry: &EntryView, version: &VersionView, place: &'static str) -> Bin
 }
 
 fn phase(state: u32, word: u64) -> &'static str {
-    if word >> 63 != 0 {
+    if word >> 63 != 0 && state != SlotState::Folding as u32 {
         return "committed";
     }
     match SlotState::from_raw(state) {
@@ -524,6 +524,7 @@ fn phase(state: u32, word: u64) -> &'static str {
         Some(SlotState::Preparing) => "preparing",
         Some(SlotState::Prepared) => "prepared",
         Some(SlotState::Committed) => "committed",
+        Some(SlotState::Folding) => "folding",
         None => "?",
     }
 }

@@ -112,12 +112,21 @@ impl Tables {
             tables.take_back(id)?;
         }
         match tables.held.get(&APPLY).map(|transaction| transaction.state) {
-            Some(SlotState::Committed) => tables.fold(APPLY)?,
+            Some(SlotState::Committed | SlotState::Folding) => tables.fold(APPLY)?,
             Some(_) => {
                 tables.abort(APPLY)?;
                 recovery.rolled_back += 1;
             }
             None => {}
+        }
+        let begun: Vec<TransactionId> = tables
+            .held
+            .iter()
+            .filter(|(_, transaction)| transaction.state == SlotState::Folding)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in begun {
+            tables.fold(id)?;
         }
         recovery.addresses = tables.by_address.len();
         Ok((tables, recovery))
@@ -128,10 +137,9 @@ impl Tables {
         let mut doomed = Vec::new();
         for index in 0..self.maps.transactions.len() {
             let slot = self.maps.transactions.get(index);
-            let Some(state @ (SlotState::Preparing | SlotState::Prepared | SlotState::Committed)) =
-                SlotState::from_raw(slot.state)
-            else {
-                continue;
+            let state = match SlotState::from_raw(slot.state) {
+                None | Some(SlotState::Free) => continue,
+                Some(state) => state,
             };
             let number = u32::try_from(index).unwrap_or(u32::MAX);
             let Some(reference) = Reference::new(number, slot.generation()) else {
@@ -142,7 +150,7 @@ impl Tables {
             let transaction = Transaction {
                 slot: number,
                 reference,
-                state: if committed {
+                state: if committed && state != SlotState::Folding {
                     SlotState::Committed
                 } else {
                     state
@@ -543,7 +551,7 @@ impl Tables {
         let Some(held) = self.held.get_mut(&id) else {
             return Err(RouterError::UnknownTransaction(id));
         };
-        if held.state == SlotState::Committed {
+        if matches!(held.state, SlotState::Committed | SlotState::Folding) {
             return Ok(CommitReport {
                 committed_at: held.committed_at,
                 grace: Duration::ZERO,
@@ -574,7 +582,9 @@ impl Tables {
     pub(super) fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
         match self.held.get(&id).map(|held| held.state) {
             None => Ok(()),
-            Some(SlotState::Committed) => Err(RouterError::AlreadyCommitted(id)),
+            Some(SlotState::Committed | SlotState::Folding) => {
+                Err(RouterError::AlreadyCommitted(id))
+            }
             Some(_) => self.take_back(id),
         }
     }
@@ -611,9 +621,14 @@ impl Tables {
         let Some(held) = self.held.get(&id) else {
             return Ok(());
         };
-        if held.state != SlotState::Committed {
+        if !matches!(held.state, SlotState::Committed | SlotState::Folding) {
             return Err(RouterError::NotCommitted(id));
         }
+        self.set_state(id, SlotState::Folding);
+        step!("fold:marked");
+        let Some(held) = self.held.get(&id) else {
+            return Ok(());
+        };
         let reference = held.reference.raw();
         let numbers: Vec<u32> = held
             .entries
