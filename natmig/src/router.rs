@@ -3,6 +3,7 @@
 //! [`Router`] is the only writer of an instance. Everything in here blocks; it works in the network
 //! namespace of the calling thread.
 
+mod address_map;
 pub mod announce;
 pub mod bindings;
 mod bpf;
@@ -29,11 +30,12 @@ use std::{
 
 use ipnet::Ipv4Net;
 use natmig_common::{
-    ABI_VERSION, Action, FLAG_PROMISCUOUS, META_MAGIC, Meta, PoolKey, Role, SlotState, Version,
+    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, META_MAGIC, Meta, PoolKey, Role, SlotState,
+    Version,
 };
 
-pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
 use self::{
+    address_map::AddressSet,
     instance::{Instance, Lock},
     interfaces::Attached,
     kernel::Kernel,
@@ -42,6 +44,7 @@ use self::{
     tables::{APPLY, Tables, Write},
     version::{Segments, action, same},
 };
+pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
 use crate::{
     config::RouterConfig,
     rule::{Change, Changes, Rule, TransactionId},
@@ -411,7 +414,7 @@ impl Router {
         let mut report = ApplyReport::default();
         let mut writes = Vec::with_capacity(table.len());
         if !merge {
-            let named: HashSet<Ipv4Addr> = table.iter().map(|(address, _)| *address).collect();
+            let named: AddressSet = table.iter().map(|(address, _)| *address).collect();
             for (address, entry) in self.tables.addresses() {
                 if named.contains(&address) {
                     continue;
@@ -721,8 +724,8 @@ fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     let mut socket = open_socket()?;
     let interfaces = match Maps::open(&instance.maps(), true) {
         Ok(maps) => interfaces::read(&maps)?,
-        // A start that failed early has none.
-        Err(_) => BTreeMap::new(),
+        // Maps of another layout, or a start that failed early: the names have to do.
+        Err(_) => named_interfaces(&mut socket, instance)?,
     };
     loader::remove_pins(instance)?;
     let port = Kernel::find_port(&mut socket, instance)?;
@@ -730,4 +733,28 @@ fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     guard::remove(instance)?;
     let path = instance.state_file();
     loader::remove_file(&path).map_err(RouterError::system(format!("remove {}", path.display())))
+}
+
+/// The interfaces that an instance was loaded with, as far as their names tell.
+fn named_interfaces(
+    socket: &mut Socket,
+    instance: &Instance,
+) -> Result<BTreeMap<u32, Interface>, RouterError> {
+    let Ok(config) = load_state(instance) else {
+        return Ok(BTreeMap::new());
+    };
+    let links = socket
+        .links()
+        .map_err(RouterError::system("list interfaces"))?;
+    let is_ours = |link: &&netlink::Link| {
+        config
+            .interfaces
+            .iter()
+            .any(|interface| interface.name == link.name)
+    };
+    Ok(links
+        .iter()
+        .filter(is_ours)
+        .map(|link| (link.ifindex, Interface::default()))
+        .collect())
 }

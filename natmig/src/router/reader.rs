@@ -10,7 +10,9 @@ use natmig_common::{
 use serde::Serialize;
 
 use super::{
-    GuardCounter, RouterError, guard,
+    GuardCounter, RouterError,
+    address_map::AddressMap,
+    guard,
     instance::Instance,
     interfaces, load_state, loader,
     maps::Maps,
@@ -273,7 +275,7 @@ impl Reader {
 
     /// All bindings, by identity.
     pub fn bindings(&self) -> Vec<BindingView> {
-        let mut bindings: HashMap<Ipv4Addr, BindingView> = HashMap::new();
+        let mut bindings: AddressMap<BindingView> = AddressMap::default();
         let mut locators = Vec::new();
         for entry in self.entries() {
             let version = entry.effective();

@@ -14,7 +14,7 @@
 //! the reference tells which transaction takes it back.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map},
+    collections::{BTreeMap, HashMap, hash_map},
     mem::offset_of,
     net::Ipv4Addr,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,7 +26,9 @@ use natmig_common::{
 };
 
 use super::{
-    CommitReport, RouterError, grace,
+    CommitReport, RouterError,
+    address_map::{AddressMap, AddressSet},
+    grace,
     maps::Maps,
     version::{Segments, action, same},
 };
@@ -71,7 +73,7 @@ pub(super) struct Recovery {
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) maps: Maps,
-    by_address: HashMap<Ipv4Addr, u32>,
+    by_address: AddressMap<u32>,
     /// Entries from here on were never used.
     next: u32,
     /// Entries that were used and are free.
@@ -90,7 +92,7 @@ impl Tables {
     /// Takes up the tables in whatever state a predecessor left them.
     pub(super) fn open(maps: Maps) -> Result<(Self, Recovery), RouterError> {
         let mut tables = Self {
-            by_address: HashMap::new(),
+            by_address: AddressMap::default(),
             next: 0,
             free: Vec::new(),
             held: BTreeMap::new(),
@@ -167,7 +169,7 @@ impl Tables {
     /// Finds the entries, mends the index; returns entries that are out of use.
     fn scan_entries(&mut self) -> Result<Vec<u32>, RouterError> {
         let doing = || RouterError::system("read the index");
-        let mut index: HashMap<Ipv4Addr, u32> = self
+        let mut index: AddressMap<u32> = self
             .maps
             .index
             .read_all::<[u8; 4], u32>()
@@ -352,7 +354,7 @@ impl Tables {
         writes: &[Write],
         segments: &Segments,
     ) -> Result<(Vec<Write>, Vec<(u32, Write)>), RouterError> {
-        let mut seen = HashSet::with_capacity(writes.len());
+        let mut seen = AddressSet::with_capacity_and_hasher(writes.len(), Default::default());
         let mut fresh = Vec::new();
         let mut changed = Vec::new();
         for write in writes {
