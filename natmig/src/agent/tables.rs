@@ -10,7 +10,10 @@ use crate::{
 };
 
 /// A router's tables; every method may block. They are described at [`Router`].
-#[allow(missing_docs, reason = "described at `Router`, whose methods these are")]
+#[allow(
+    missing_docs,
+    reason = "described at `Router`, whose methods these are"
+)]
 pub trait Tables: Send + 'static {
     fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError>;
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError>;
