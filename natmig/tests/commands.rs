@@ -95,6 +95,7 @@ async fn answers(fabric: &Fabric) {
     .await;
 }
 
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 #[tokio::test(flavor = "multi_thread")]
 async fn operator_moves_a_vm_while_the_controller_is_killed() {
     let mut fabric = Fabric::new();
