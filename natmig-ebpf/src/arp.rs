@@ -21,6 +21,9 @@ const LENGTHS: u16 = 0x0604;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
+/// What becomes of a message that natmig does not answer.
+const PASS: Outcome = Outcome::Pass(Counter::PassArp);
+
 /// Answers the ARP message at `packet.network`, if it is one that natmig answers.
 #[inline(never)]
 pub(crate) fn answer<E: Environment>(
@@ -28,8 +31,9 @@ pub(crate) fn answer<E: Environment>(
     interface: &Interface,
     scratch: &mut Scratch,
 ) -> Outcome {
-    let Scratch { packet, lookups, .. } = scratch;
-    const PASS: Outcome = Outcome::Pass(Counter::PassArp);
+    let Scratch {
+        packet, lookups, ..
+    } = scratch;
     if !packet.is_from(Role::Access) || !interface.owns_gateway() {
         return PASS;
     }
@@ -50,7 +54,15 @@ pub(crate) fn answer<E: Environment>(
     if sender == target || sender.is_none() || target.is_none() || packet.source_mac.is_group() {
         return PASS;
     }
-    if !is_answered(environment, interface, packet, lookups, sender_mac, sender, target) {
+    if !is_answered(
+        environment,
+        interface,
+        packet,
+        lookups,
+        sender_mac,
+        sender,
+        target,
+    ) {
         return PASS;
     }
     let Some(ethernet) = frame.window::<14>(0) else {

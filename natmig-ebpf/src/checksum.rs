@@ -16,13 +16,21 @@ impl Change {
     /// The checksum covers a word that is replaced.
     #[inline(always)]
     pub fn word(self, old: u16, new: u16) -> Self {
-        Self(self.0.wrapping_add(u64::from(!old)).wrapping_add(u64::from(new)))
+        Self(
+            self.0
+                .wrapping_add(u64::from(!old))
+                .wrapping_add(u64::from(new)),
+        )
     }
 
     /// The checksum covers an address that is replaced.
     #[inline(always)]
     pub fn address(self, old: Address, new: Address) -> Self {
-        Self(self.0.wrapping_add(u64::from(!old.raw())).wrapping_add(u64::from(new.raw())))
+        Self(
+            self.0
+                .wrapping_add(u64::from(!old.raw()))
+                .wrapping_add(u64::from(new.raw())),
+        )
     }
 
     /// The checksum covers both changes.
@@ -61,7 +69,9 @@ pub fn finish(sum: u64) -> u16 {
 #[inline(always)]
 fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
-    let sum = (sum & 0xffff).wrapping_add((sum >> 16) & 0xffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff)
+        .wrapping_add((sum >> 16) & 0xffff)
+        .wrapping_add(sum >> 32);
     let sum = (sum & 0xffff).wrapping_add(sum >> 16);
     let sum = (sum & 0xffff).wrapping_add(sum >> 16);
     let [low, high, ..] = sum.to_le_bytes();

@@ -10,7 +10,9 @@ use crate::{
 /// Finds the next hop of the packet under its planned destination.
 #[inline(never)]
 pub(crate) fn find<E: Environment>(environment: &E, scratch: &mut Scratch) {
-    let Scratch { packet, plan, hop, .. } = scratch;
+    let Scratch {
+        packet, plan, hop, ..
+    } = scratch;
     if plan.deliver == 0 {
         let mut query = RouteQuery {
             ingress: packet.ingress,

@@ -48,7 +48,7 @@ pub(crate) fn answer<E: Environment>(
     Some(Outcome::Reply(Counter::FragNeededSent))
 }
 
-/// The bytes from the EtherType of the Ethernet header on, as far as they may be tags.
+/// The bytes of the Ethernet header from its `EtherType` on, as far as they may be tags.
 type Tags = [u16; 5];
 
 #[inline(always)]

@@ -31,13 +31,21 @@ impl<'a> Frame<'a> {
     /// them while they are.
     #[inline(always)]
     pub unsafe fn new(start: *mut u8, end: *mut u8) -> Self {
-        Self { start, end, lifetime: PhantomData }
+        Self {
+            start,
+            end,
+            lifetime: PhantomData,
+        }
     }
 
     /// The frame that is in `bytes`.
     pub fn from_bytes(bytes: &'a mut [u8]) -> Self {
         let range = bytes.as_mut_ptr_range();
-        Self { start: range.start, end: range.end, lifetime: PhantomData }
+        Self {
+            start: range.start,
+            end: range.end,
+            lifetime: PhantomData,
+        }
     }
 
     /// Whether the frame's linear part has at least `length` bytes.
@@ -60,7 +68,10 @@ impl<'a> Frame<'a> {
         if pointer.wrapping_add(N) > self.end {
             return None;
         }
-        Some(Window { pointer, lifetime: PhantomData })
+        Some(Window {
+            pointer,
+            lifetime: PhantomData,
+        })
     }
 }
 
@@ -72,6 +83,13 @@ pub struct Window<'a, const N: usize> {
 }
 
 impl<const N: usize> Window<'_, N> {
+    /// Where the two bytes at `at` are. On BPF, headers lie at even addresses, and architectures
+    /// where that matters make the verifier check it.
+    #[inline(always)]
+    fn word_pointer(&self, at: usize) -> *mut u16 {
+        self.pointer.wrapping_add(at).cast()
+    }
+
     /// The byte at `AT`.
     #[inline(always)]
     pub fn byte<const AT: usize>(&self) -> u8 {
@@ -92,11 +110,14 @@ impl<const N: usize> Window<'_, N> {
     #[inline(always)]
     pub fn word<const AT: usize>(&self) -> u16 {
         const { assert!(AT + 2 <= N) };
-        let pointer = self.pointer.wrapping_add(AT).cast::<u16>();
-        // SAFETY: `Frame::window` found `N` bytes here, and both are among them. On BPF, headers
-        // lie at even addresses, and architectures where that matters make the verifier check it.
+        let pointer = self.word_pointer(AT);
+        // SAFETY: `Frame::window` found `N` bytes here, and both are among them.
         unsafe {
-            if cfg!(target_arch = "bpf") { pointer.read() } else { pointer.read_unaligned() }
+            if cfg!(target_arch = "bpf") {
+                pointer.read()
+            } else {
+                pointer.read_unaligned()
+            }
         }
     }
 
@@ -104,7 +125,7 @@ impl<const N: usize> Window<'_, N> {
     #[inline(always)]
     pub fn set_word<const AT: usize>(&self, value: u16) {
         const { assert!(AT + 2 <= N) };
-        let pointer = self.pointer.wrapping_add(AT).cast::<u16>();
+        let pointer = self.word_pointer(AT);
         // SAFETY: as in `word`; `Frame` holds the bytes exclusively.
         unsafe {
             if cfg!(target_arch = "bpf") {
@@ -172,10 +193,14 @@ impl<const N: usize> Window<'_, N> {
         let mut sum: u64 = 0;
         let mut at = 0;
         while at < N {
-            let pointer = self.pointer.wrapping_add(at).cast::<u16>();
+            let pointer = self.word_pointer(at);
             // SAFETY: `at` is even and below `N`, which is even: as in `word`.
             let word = unsafe {
-                if cfg!(target_arch = "bpf") { pointer.read() } else { pointer.read_unaligned() }
+                if cfg!(target_arch = "bpf") {
+                    pointer.read()
+                } else {
+                    pointer.read_unaligned()
+                }
             };
             sum = sum.wrapping_add(u64::from(word));
             at = at.wrapping_add(2);

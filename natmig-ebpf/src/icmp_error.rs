@@ -31,7 +31,8 @@ pub(crate) fn parse(frame: &Frame<'_>, packet: &mut Packet, transport: u16, leng
     // RFC 4884: the quote's length in 32-bit words, if extensions follow it.
     let quoted_words = u16::from(message.byte::<5>());
     let quoted_length = quoted_words.wrapping_mul(4);
-    if quoted_length != 0 && quoted_length < available && matches!(message.byte::<0>(), 3 | 11 | 12) {
+    if quoted_length != 0 && quoted_length < available && matches!(message.byte::<0>(), 3 | 11 | 12)
+    {
         available = quoted_length;
     }
     let Some(header) = frame.window::<20>(at) else {

@@ -17,6 +17,11 @@
     expect(unstable_features, reason = "inline assembly for BPF"),
     feature(asm_experimental_arch)
 )]
+#![expect(
+    clippy::inline_always,
+    reason = "small functions on the packet's way; the verifier examines calls one by one"
+)]
+#![expect(clippy::many_single_char_names, reason = "the bytes of an address")]
 #![warn(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,

@@ -10,9 +10,7 @@ mod maps;
 mod settings;
 mod xdp;
 
-use aya_ebpf::{
-    bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use natmig_ebpf::{Outcome, process};
 
 use crate::xdp::Xdp;
@@ -29,7 +27,11 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
     // SAFETY: the context is the program's own, and so is this CPU's scratch memory: the program is
     // not entered again on a CPU on which it runs.
     let outcome = unsafe {
-        process(&Xdp::new(context.ctx), &mut *scratch, (*context.ctx).ingress_ifindex)
+        process(
+            &Xdp::new(context.ctx),
+            &mut *scratch,
+            (*context.ctx).ingress_ifindex,
+        )
     };
     activity::leave(&active);
     match outcome {

@@ -5,7 +5,7 @@ use natmig_common::Counter;
 
 use crate::{environment::Environment, icmp_error, packet::Packet};
 
-/// EtherTypes.
+/// Values of the `EtherType` field.
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const VLAN: u16 = 0x8100;
@@ -77,11 +77,23 @@ pub(crate) struct Coverage {
 #[inline(always)]
 pub(crate) fn coverage(protocol: u8) -> Coverage {
     match protocol {
-        TCP => Coverage { offset: 16, optional: false },
-        UDP | UDP_LITE => Coverage { offset: 6, optional: true },
-        DCCP => Coverage { offset: 6, optional: false },
+        TCP => Coverage {
+            offset: 16,
+            optional: false,
+        },
+        UDP | UDP_LITE => Coverage {
+            offset: 6,
+            optional: true,
+        },
+        DCCP => Coverage {
+            offset: 6,
+            optional: false,
+        },
         // SCTP's CRC32c covers no addresses, nor does anything in ICMP, ESP, GRE.
-        _ => Coverage { offset: 0, optional: false },
+        _ => Coverage {
+            offset: 0,
+            optional: false,
+        },
     }
 }
 
@@ -98,10 +110,7 @@ pub(crate) fn ipv4<E: Environment>(environment: &E, packet: &mut Packet) -> Opti
     let total_length = header.number::<2>();
     let end = u32::from(packet.network).wrapping_add(u32::from(total_length));
     let whole = frame.has(end) || end <= environment.frame_length();
-    if version >> 4 != 4
-        || header_length < 20
-        || u16::from(header_length) > total_length
-        || !whole
+    if version >> 4 != 4 || header_length < 20 || u16::from(header_length) > total_length || !whole
     {
         return Some(Counter::PassMalformed);
     }

@@ -100,15 +100,20 @@ pub(crate) fn outer<E: Environment>(
     environment: &E,
     interface: &Interface,
     scratch: &mut Scratch,
-) -> Option<Counter> {
-    let Scratch { packet, plan, lookups, .. } = scratch;
+) -> Option<Outcome> {
+    let Scratch {
+        packet,
+        plan,
+        lookups,
+        ..
+    } = scratch;
     let access = packet.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
     let ours = packet.is_from(Role::Kernel)
         || packet.destination_mac == HardwareAddress::new(interface.mac)
         || (takes_frames && packet.destination_mac == environment.gateway_mac());
     if !ours && !takes_frames {
-        return Some(Counter::PassForeignMac);
+        return Some(Outcome::Pass(Counter::PassForeignMac));
     }
 
     let mut destination = Visible::NOTHING;
@@ -122,22 +127,22 @@ pub(crate) fn outer<E: Environment>(
     );
     lookup(environment, lookups, packet, packet.source, &mut source);
     if !ours && !takes_foreign(packet, &source, &destination) {
-        return Some(Counter::PassForeignMac);
+        return Some(Outcome::Pass(Counter::PassForeignMac));
     }
     plan.destination_index = destination.index;
     plan.source_index = source.index;
 
     if from_outside(packet) {
         if environment.in_pool(packet.destination) {
-            return Some(Counter::DropLocatorFromOutside);
+            return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
         }
         if environment.in_pool(packet.source) {
-            return Some(Counter::DropLocatorSourceFromOutside);
+            return Some(Outcome::Drop(Counter::DropLocatorSourceFromOutside));
         }
     }
     let source_is_identity = matches!(source.action(), Action::Away | Action::Local);
     if access && source_is_identity && !source.is_sender() {
-        return Some(Counter::DropStaleSource);
+        return Some(Outcome::Drop(Counter::DropStaleSource));
     }
 
     plan.bound = u8::from(
@@ -225,11 +230,16 @@ pub(crate) fn quote<E: Environment>(
     environment: &E,
     interface: &Interface,
     scratch: &mut Scratch,
-) -> Option<Counter> {
-    let Scratch { packet, plan, lookups, .. } = scratch;
+) -> Option<Outcome> {
+    let Scratch {
+        packet,
+        plan,
+        lookups,
+        ..
+    } = scratch;
     let outside = from_outside(packet);
     if outside && environment.in_pool(packet.quoted_source) {
-        return Some(Counter::DropLocatorFromOutside);
+        return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
     }
     let mut bound = false;
     let mut visible = Visible::NOTHING;
@@ -285,15 +295,4 @@ pub(crate) fn quote<E: Environment>(
         plan.bound = 1;
     }
     None
-}
-
-/// The outcome that a counter of the planning stages stands for.
-#[inline(always)]
-pub(crate) fn refusal(counter: Counter) -> Outcome {
-    match counter {
-        Counter::DropLocatorFromOutside
-        | Counter::DropLocatorSourceFromOutside
-        | Counter::DropStaleSource => Outcome::Drop(counter),
-        _ => Outcome::Pass(counter),
-    }
 }

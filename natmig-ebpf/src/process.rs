@@ -4,8 +4,7 @@ use natmig_common::{Counter, Interface, Role, UNKNOWN_SLOT};
 
 use crate::{
     address::HardwareAddress,
-    arp,
-    egress,
+    arp, egress,
     environment::{Environment, HopKind},
     frag_needed,
     lookup::Visible,
@@ -68,13 +67,13 @@ fn decide<E: Environment>(
     if scratch.packet.destination_mac.is_group() {
         return Outcome::Pass(Counter::PassMulticast);
     }
-    if let Some(counter) = plan::outer(environment, interface, scratch) {
-        return plan::refusal(counter);
+    if let Some(outcome) = plan::outer(environment, interface, scratch) {
+        return outcome;
     }
     if scratch.packet.quote != 0
-        && let Some(counter) = plan::quote(environment, interface, scratch)
+        && let Some(outcome) = plan::quote(environment, interface, scratch)
     {
-        return plan::refusal(counter);
+        return outcome;
     }
     if scratch.plan.bound == 0 {
         scratch.rewrite.keep(&scratch.packet);
@@ -91,7 +90,13 @@ fn conclude<E: Environment>(
     interface: &Interface,
     scratch: &mut Scratch,
 ) -> Outcome {
-    let Scratch { packet, plan, hop, rewrite, .. } = scratch;
+    let Scratch {
+        packet,
+        plan,
+        hop,
+        rewrite,
+        ..
+    } = scratch;
     // What the kernel may see: identities only, as the sender sent them.
     rewrite.source = plan.source_outside;
     rewrite.destination = plan.destination_identity;
@@ -111,7 +116,10 @@ fn conclude<E: Environment>(
     let is_refused = kind == HopKind::TooBig && packet.dont_fragment != 0;
     let mut to_fabric = false;
     if kind != HopKind::None && !is_refused {
-        match environment.interface(hop.ifindex).and_then(|found| Role::from_raw(found.role)) {
+        match environment
+            .interface(hop.ifindex)
+            .and_then(|found| Role::from_raw(found.role))
+        {
             Some(Role::Fabric) => to_fabric = true,
             Some(Role::Access | Role::External) => {}
             Some(Role::Kernel) | None => kind = HopKind::None,
@@ -130,10 +138,18 @@ fn conclude<E: Environment>(
             None => pass(environment, interface, scratch, Counter::PassFragment),
         };
     }
-    rewrite.source = if to_fabric { plan.source_in_fabric } else { plan.source_outside };
+    rewrite.source = if to_fabric {
+        plan.source_in_fabric
+    } else {
+        plan.source_outside
+    };
     rewrite.destination = plan.destination;
     rewrite.quoted_source = plan.quoted_source;
-    rewrite.quoted_destination = if to_fabric { plan.quoted_in_fabric } else { plan.quoted_outside };
+    rewrite.quoted_destination = if to_fabric {
+        plan.quoted_in_fabric
+    } else {
+        plan.quoted_outside
+    };
     if kind == HopKind::NoNeighbor {
         // The kernel's error would quote a locator, and the anchor carries the packet as it is.
         if packet.is_from(Role::Access) || packet.is_from(Role::External) {
@@ -164,7 +180,9 @@ fn pass<E: Environment>(
     scratch: &Scratch,
     counter: Counter,
 ) -> Outcome {
-    let Scratch { packet, rewrite, .. } = scratch;
+    let Scratch {
+        packet, rewrite, ..
+    } = scratch;
     if rewrite.changes_address(packet) {
         translate::apply(environment, packet, rewrite);
     }
@@ -178,7 +196,12 @@ fn pass<E: Environment>(
 /// Counts what was done with the packet on the way.
 #[inline(never)]
 fn count_steps<E: Environment>(environment: &E, interface: &Interface, scratch: &Scratch) {
-    let Scratch { packet, plan, rewrite, .. } = scratch;
+    let Scratch {
+        packet,
+        plan,
+        rewrite,
+        ..
+    } = scratch;
     let length = environment.frame_length();
     let slot = interface.slot;
     if rewrite.changes_destination(packet) {

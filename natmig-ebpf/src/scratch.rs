@@ -3,13 +3,7 @@
 //! It is not on the stack: the verifier follows every constant that is stored there, and would
 //! examine what comes after once for each way that leads to it. Of memory in a map it knows nothing.
 
-use crate::{
-    environment::Hop,
-    lookup::Lookups,
-    packet::Packet,
-    plan::Plan,
-    translate::Rewrite,
-};
+use crate::{environment::Hop, lookup::Lookups, packet::Packet, plan::Plan, translate::Rewrite};
 
 /// The state of one packet. What it holds of an earlier packet is never read.
 #[derive(Clone, Copy, Debug)]

@@ -65,6 +65,10 @@ fn opaque_u64(value: u64) -> u64 {
 
 /// The current (0) or the pending (1) version.
 #[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "both versions lie at multiples of 8 in an entry"
+)]
 fn version_at(entry: &Entry, which: u64) -> Version {
     let versions = addr_of!(entry.current).cast::<[u64; 3]>();
     let which = usize::try_from(which & 1).unwrap_or(0);

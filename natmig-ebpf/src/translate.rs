@@ -113,8 +113,12 @@ fn apply_quote(frame: &Frame<'_>, packet: &Packet, rewrite: &Rewrite) {
     let mut covered = addresses.word(old, new);
     if packet.quoted_checksum != 0 {
         let optional = packet.quoted_optional_checksum;
-        covered =
-            covered.and(update_checksum(frame, packet.quoted_checksum, optional, addresses));
+        covered = covered.and(update_checksum(
+            frame,
+            packet.quoted_checksum,
+            optional,
+            addresses,
+        ));
     }
     update_checksum(frame, packet.icmp_checksum, 0, covered);
 }
@@ -126,7 +130,11 @@ fn update_checksum(frame: &Frame<'_>, offset: u16, optional: u8, change: Change)
         return Change::NONE;
     };
     let old = field.word::<0>();
-    let new = if optional == 0 { change.apply(old) } else { change.apply_udp(old) };
+    let new = if optional == 0 {
+        change.apply(old)
+    } else {
+        change.apply_udp(old)
+    };
     field.set_word::<0>(new);
     Change::NONE.word(old, new)
 }

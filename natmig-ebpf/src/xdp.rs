@@ -7,9 +7,7 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
-    helpers::{
-        bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
-    },
+    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     maps::lpm_trie::Key,
 };
 use natmig_common::{Counter, Entry, Interface};
@@ -63,12 +61,19 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn reshape(&self, grow: u16, length: u16) -> bool {
+        let head = i32::from(grow);
         // SAFETY: the context is the program's own, and no frame is used after this.
         unsafe {
-            let current = self.frame_length();
-            let cut = i32::from(length) - i32::from(grow) - current as i32;
-            bpf_xdp_adjust_tail(self.context, cut) == 0
-                && bpf_xdp_adjust_head(self.context, -i32::from(grow)) == 0
+            if bpf_xdp_adjust_head(self.context, -head) != 0 {
+                return false;
+            }
+            let cut = i32::from(length) - self.frame_length() as i32;
+            if bpf_xdp_adjust_tail(self.context, cut) == 0 {
+                return true;
+            }
+            // The frame is whole again: growing touched none of its bytes.
+            bpf_xdp_adjust_head(self.context, head);
+            false
         }
     }
 
@@ -93,14 +98,16 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn in_pool(&self, address: Address) -> bool {
-        maps::POOLS_IPV4.get(Key::new(32, address.octets())).is_some()
+        maps::POOLS_IPV4
+            .get(Key::new(32, address.octets()))
+            .is_some()
     }
 
     #[inline(always)]
     fn gateway_mac(&self) -> HardwareAddress {
-        maps::META
-            .get(0)
-            .map_or(HardwareAddress::NONE, |meta| HardwareAddress::new(meta.gateway_mac))
+        maps::META.get(0).map_or(HardwareAddress::NONE, |meta| {
+            HardwareAddress::new(meta.gateway_mac)
+        })
     }
 
     #[inline(never)]
