@@ -150,7 +150,9 @@ pub struct Router {
     interfaces: BTreeMap<u32, Attached>,
     kernel: Kernel,
     announcements: Vec<Announcement>,
-    /// The kernel's state may differ from what the tables say.
+    /// Versions that count and that the kernel's state does not follow yet.
+    following: Vec<(Ipv4Addr, Version)>,
+    /// The kernel refused something, so its state may differ from what the tables say.
     unsettled: bool,
     _lock: Lock,
 }
@@ -218,6 +220,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            following: Vec::new(),
             unsettled: false,
             _lock: lock,
         };
@@ -257,7 +260,12 @@ impl Router {
         loader::pin_program(instance, &program)?;
         let indices: Vec<u32> = router.interfaces.keys().copied().collect();
         loader::detach_others(instance, &indices)?;
-        router.reconcile()?;
+        if let Err(error) = router.reconcile() {
+            router.unsettled = true;
+            report
+                .warnings
+                .push(format!("host routes do not follow the table yet: {error}"));
+        }
         for held in router.held() {
             if held.state == SlotState::Committed {
                 router.announce(held.id);
@@ -295,15 +303,20 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            following: Vec::new(),
             unsettled: false,
             _lock: lock,
         };
-        router.reconcile()?;
+        if let Err(error) = router.reconcile() {
+            tracing::warn!(%error, "host routes do not follow the table yet");
+            router.unsettled = true;
+        }
         Ok(router)
     }
 
     /// Writes pending versions of everything a transaction changes. All or nothing, idempotent.
     pub fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
+        self.settle_first();
         let write = |change: &Change, early| {
             let version = self.segments.version(&change.rule)?;
             Ok(Write {
@@ -327,12 +340,29 @@ impl Router {
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
         let changed = self.announce(id);
-        // What is decided does not wait for the kernel's routes: packets need none of them.
-        if let Err(error) = self.kernel.follow(changed.into_iter()) {
-            tracing::error!(%error, "host routes do not follow the commit yet");
-            self.unsettled = true;
-        }
+        self.following.extend(changed);
         Ok(report)
+    }
+
+    /// Lets the kernel's host routes and neighbours follow what was committed. Packets in transit
+    /// need none of them, so the caller acknowledges a commit first; every other change settles
+    /// by itself before it begins.
+    pub fn settle(&mut self) -> Result<(), RouterError> {
+        let following = std::mem::take(&mut self.following);
+        if self.unsettled {
+            return self.reconcile();
+        }
+        self.kernel
+            .follow(following.into_iter())
+            .inspect_err(|_| self.unsettled = true)
+    }
+
+    /// Settles before another change. What the kernel refuses, for example because a link is down,
+    /// holds nothing back: it is tried again with the next change and when links change.
+    fn settle_first(&mut self) {
+        if let Err(error) = self.settle() {
+            tracing::warn!(%error, "host routes do not follow the table yet");
+        }
     }
 
     /// Queues a transaction's announcements; returns what it changes.
@@ -358,6 +388,7 @@ impl Router {
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
     /// does not hold; refused after the commit.
     pub fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.settle_first();
         let addresses = self.addresses_of(id);
         self.tables.abort(id)?;
         self.watch(addresses.into_iter())
@@ -366,18 +397,15 @@ impl Router {
     /// Brings current versions up to a committed transaction's and frees its slot. Idempotent, also
     /// for transactions that the router does not hold.
     pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.settle_first();
         let addresses = self.addresses_of(id);
         self.tables.fold(id)?;
-        self.watch(addresses.into_iter())?;
-        if self.unsettled {
-            self.reconcile()
-        } else {
-            Ok(())
-        }
+        self.watch(addresses.into_iter())
     }
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
     pub fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+        self.settle_first();
         self.tables.retire(addresses)?;
         let versions: Vec<(Ipv4Addr, Version)> = addresses
             .iter()
@@ -411,6 +439,7 @@ impl Router {
         merge: bool,
         progress: Progress<'_>,
     ) -> Result<ApplyReport, RouterError> {
+        self.settle_first();
         let mut report = ApplyReport::default();
         let mut writes = Vec::with_capacity(table.len());
         if !merge {
@@ -463,6 +492,7 @@ impl Router {
         report.committed_at = committed.committed_at;
         report.grace = committed.grace;
         progress("folding", 0, 1);
+        self.settle_first();
         self.tables.fold(APPLY)?;
         self.watch(addresses.into_iter())?;
         progress("folding", 1, 1);
@@ -636,6 +666,7 @@ impl Router {
             .map(|(address, entry)| (address, entry, tables.effective(&entry)));
         self.kernel.reconcile(entries, &access)?;
         self.unsettled = false;
+        self.following.clear();
         self.follow_promiscuity()
     }
 

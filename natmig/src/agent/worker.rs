@@ -112,6 +112,10 @@ impl<T: Tables> State<T> {
                 if replies.blocking_send(reply).is_err() {
                     tracing::debug!(sequence, "the session ended before this reply");
                 }
+                // The kernel's own routes follow a commit behind its acknowledgement.
+                if let Err(error) = self.tables.settle() {
+                    tracing::error!(%error, "host routes do not follow yet");
+                }
             }
         }
     }

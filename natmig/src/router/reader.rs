@@ -432,7 +432,7 @@ impl Reader {
         });
         let committed = reference
             .as_ref()
-            .is_some_and(|view| view.phase == "committed");
+            .is_some_and(|view| matches!(view.phase, "committed" | "folding"));
         Some(EntryView {
             index,
             address: Ipv4Addr::from(entry.address),

@@ -354,7 +354,8 @@ impl Tables {
         writes: &[Write],
         segments: &Segments,
     ) -> Result<(Vec<Write>, Vec<(u32, Write)>), RouterError> {
-        let mut seen = AddressSet::with_capacity_and_hasher(writes.len(), Default::default());
+        let mut seen = AddressSet::default();
+        seen.reserve(writes.len());
         let mut fresh = Vec::new();
         let mut changed = Vec::new();
         for write in writes {
