@@ -238,7 +238,7 @@ fn finish(world: &mut World) {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: cases(),
-        max_shrink_iters: 0,
+        max_shrink_iters: 1000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
