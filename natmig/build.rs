@@ -3,10 +3,24 @@
 //! The object comes from `NATMIG_EBPF_OBJECT`, which `cargo xtask build` sets. Without it the binary
 //! is built all the same, for `cargo check` and tests on machines without an eBPF toolchain, and
 //! says at run time how to get one that can load the program.
+//!
+//! The protocol files are compiled by `protox`, so that no `protoc` needs to be installed.
 
 use std::{env, error::Error, fs, path::Path};
 
+/// The protocol's files, below `proto/`.
+const PROTOCOL: [&str; 3] = [
+    "natmig/v1/rule.proto",
+    "natmig/v1/agent.proto",
+    "natmig/v1/control.proto",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
+    embed_program()?;
+    generate_protocol()
+}
+
+fn embed_program() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=NATMIG_EBPF_OBJECT");
     let output = Path::new(&env::var("OUT_DIR")?).join("natmig.bpf.o");
     match env::var_os("NATMIG_EBPF_OBJECT") {
@@ -17,5 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         None => fs::write(&output, [])?,
     }
+    Ok(())
+}
+
+fn generate_protocol() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(PROTOCOL, ["proto"])?;
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

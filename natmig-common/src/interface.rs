@@ -46,6 +46,13 @@ pub const FLAG_GATEWAY_OWNER: u8 = 1;
 /// Sources of visitors keep their identity inside the fabric (`source = "identity"`).
 pub const FLAG_KEEP_SOURCE: u8 = 2;
 
+/// The agent switched the interface's promiscuous mode on, and will switch it off; nothing that the
+/// program looks at.
+pub const FLAG_PROMISCUOUS: u8 = 4;
+
+/// `Interface::slot` of the packets on interfaces that are not in the table; no interface has it.
+pub const UNKNOWN_SLOT: u16 = 0;
+
 /// Element of the `INTERFACES` map; all zero where natmig has no interface of that ifindex.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -55,6 +62,7 @@ pub struct Interface {
     /// `FLAG_*` bits.
     pub flags: u8,
     /// Where the interface's counters are: element `slot * Counter::COUNT + counter`.
+    /// From 1 on; see [`UNKNOWN_SLOT`].
     pub slot: u16,
     /// The interface's own MAC address.
     pub mac: Mac,

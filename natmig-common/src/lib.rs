@@ -17,7 +17,9 @@ mod transaction;
 pub use activity::Activity;
 pub use counter::{Counter, CounterClass, Traffic};
 pub use entry::{Action, BindingTraffic, Entry, FAMILY_IPV4, FLAG_HOME_EDGE, Mac, Version};
-pub use interface::{FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, Interface, PoolKey, Role};
+pub use interface::{
+    FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, Interface, PoolKey, Role, UNKNOWN_SLOT,
+};
 pub use transaction::{Reference, SLOT_COUNT, Slot, SlotState};
 
 /// Version of every layout in this crate; it is stored in the pinned [`names::META`] map.

@@ -46,11 +46,18 @@ impl Reference {
         (self.0 >> 32) as u32
     }
 
+    /// The word that a slot has exactly if the transaction that `raw` names is committed; no slot
+    /// ever has the word that this gives for 0, where nothing is pending.
+    #[inline]
+    pub const fn committed_word(raw: u64) -> u64 {
+        (raw & 0xffff_ffff_0000_0000) | COMMITTED
+    }
+
     /// Whether a slot whose word is `word` says that this transaction is committed. A generation
     /// that does not match counts as not committed.
     #[inline]
     pub const fn committed(self, word: u64) -> bool {
-        word == (self.0 & 0xffff_ffff_0000_0000) | COMMITTED
+        word == Self::committed_word(self.0)
     }
 }
 

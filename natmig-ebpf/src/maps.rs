@@ -1,13 +1,14 @@
 //! The program's maps. Their names are [`natmig_common::names`]; the loader sets the sizes.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray},
 };
 use natmig_common::{
     Activity, BindingTraffic, Counter, Entry, Interface, Meta, SLOT_COUNT, Slot, Traffic,
 };
+use natmig_ebpf::Scratch;
 
 /// Entries that the loader makes room for unless it is told otherwise.
 const DEFAULT_ENTRIES: u32 = 1024;
@@ -32,7 +33,7 @@ pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(1024, B
 
 #[map]
 pub(crate) static POOLS_IPV4: LpmTrie<[u8; 4], u32> =
-    LpmTrie::with_max_entries(1024, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+    LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Traffic> =
@@ -41,3 +42,7 @@ pub(crate) static COUNTERS: PerCpuArray<Traffic> =
 #[map]
 pub(crate) static BINDING_COUNTERS: PerCpuArray<BindingTraffic> =
     PerCpuArray::with_max_entries(DEFAULT_ENTRIES, 0);
+
+/// The state of the packet that a CPU is processing; nobody else's business, so not pinned.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

@@ -1,11 +1,15 @@
 //! The command line: one module per command, errors as one readable chain on standard error.
 
 mod agent;
+mod client;
 mod controller;
+mod daemon;
 mod load;
 mod map;
 mod migrate;
 mod migration;
+mod output;
+mod progress;
 mod router;
 mod stats;
 mod topology;
@@ -40,15 +44,15 @@ enum Subcommand {
 /// Runs the command and reports its error.
 pub fn run(command: Command) -> ExitCode {
     let result = match command.subcommand {
-        Subcommand::Agent(args) => agent::run(args),
-        Subcommand::Controller(args) => controller::run(args),
+        Subcommand::Agent(args) => agent::run(&args),
+        Subcommand::Controller(args) => controller::run(&args),
         Subcommand::Load(args) => load::run(args),
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
         Subcommand::Stats(args) => stats::run(args),
         Subcommand::Topology(args) => topology::run(args),
         Subcommand::Vm(args) => vm::run(args),
-        Subcommand::Migrate(args) => migrate::run(args),
+        Subcommand::Migrate(args) => migrate::run(&args),
         Subcommand::Migration(args) => migration::run(args),
         Subcommand::Router(args) => router::run(args),
     };

@@ -1,11 +1,17 @@
 //! natmig's userspace: planner and transaction machine (pure), router tables and loader, agent,
 //! controller, command line.
 
+pub mod agent;
 pub mod cli;
+pub mod config;
+pub mod controller;
 pub mod coordinator;
 #[cfg(test)]
 mod model;
 pub mod names;
 pub mod planner;
+pub mod proto;
+pub mod router;
 pub mod rule;
+pub mod store;
 pub mod topology;

@@ -1,11 +1,87 @@
 //! `natmig agent`.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
-/// Runs the agent of this router.
+use anyhow::Context as _;
+
+use super::daemon;
+use crate::{
+    agent::{self, Identity},
+    config::RouterConfig,
+    router::{Router, StartOptions},
+};
+
+/// Run the agent of this router
+///
+/// Loads and attaches the data plane if it is not there yet, dials the controller, and does to the
+/// router's tables what the controller says. The data plane goes on when the agent ends, however
+/// it ends; `natmig unload` takes it down.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "Examples:\n  \
+    natmig agent --config /etc/natmig/router.toml --check\n  \
+    natmig agent --config /etc/natmig/router.toml\n\n\
+    The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
+pub(crate) struct Args {
+    /// The router's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/natmig/router.toml")]
+    config: PathBuf,
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+    /// Validate the configuration and exit
+    #[arg(long)]
+    check: bool,
+
+    /// Directory that keeps what must survive a reboot
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/natmig")]
+    state: PathBuf,
+
+    /// Attach in generic mode: slow, where the driver has no native XDP
+    #[arg(long)]
+    generic: bool,
+
+    /// Load this eBPF object instead of the one in the binary
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = RouterConfig::read(&args.config)?;
+    let term_file = args.state.join(format!("{}.term", config.instance));
+    let identity = Identity::new(&config, term_file)
+        .with_context(|| args.config.display().to_string())?;
+    if args.check {
+        println!("{}: valid", args.config.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let object = match &args.object {
+        None => None,
+        Some(path) => Some(fs::read(path).with_context(|| path.display().to_string())?),
+    };
+    daemon::log();
+    let started = Router::start(
+        &config,
+        &StartOptions {
+            generic: args.generic,
+            object,
+        },
+    )?;
+    for warning in &started.report.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        router = %config.router,
+        adopted = started.report.adopted,
+        addresses = started.report.addresses,
+        "data plane attached"
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let shutdown = daemon::Shutdown::new()?;
+        daemon::ready();
+        agent::run(started.router, identity, shutdown.requested()).await?;
+        tracing::info!("ended; the data plane stays attached");
+        Ok(ExitCode::SUCCESS)
+    })
 }

@@ -1,11 +1,102 @@
 //! `natmig load`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use natmig_common::SLOT_COUNT;
+
+use super::output;
+use crate::{
+    config::RouterConfig,
+    router::{Router, StartOptions, Started},
+};
 
 /// Attaches natmig to this router's interfaces, without a controller.
+///
+/// An instance that is loaded already keeps its bindings: its program is replaced without
+/// detaching it. Bindings come from `natmig map apply`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The router's configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only check the configuration file.
+    #[arg(long)]
+    check: bool,
+    /// Attach in generic mode, which works with every driver and is slow.
+    #[arg(long)]
+    generic: bool,
+    /// Load this eBPF object instead of the one in the binary.
+    #[arg(long, value_name = "FILE", hide = true)]
+    object: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Args {
+        config: file,
+        check,
+        generic,
+        object,
+        json,
+    } = args;
+    let config = RouterConfig::read(&file)?;
+    if check {
+        output::line(&format!("{} is valid", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if generic {
+        eprintln!(
+            "natmig: warning: generic mode copies every packet before the program sees it; never use it in production"
+        );
+    }
+    let object = match object {
+        Some(path) => Some(std::fs::read(&path).with_context(|| path.display().to_string())?),
+        None => None,
+    };
+    let options = StartOptions { generic, object };
+    let Started { report, .. } = Router::start(&config, &options)?;
+    for warning in &report.warnings {
+        eprintln!("natmig: warning: {warning}");
+    }
+    if json {
+        return output::json(&report);
+    }
+    let rows = report.interfaces.iter().map(|interface| {
+        vec![
+            interface.name.clone(),
+            interface.ifindex.to_string(),
+            interface.role.to_owned(),
+            interface.mode.to_owned(),
+            if interface.replaced {
+                "program replaced"
+            } else {
+                "attached"
+            }
+            .to_owned(),
+        ]
+    });
+    output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows)?;
+    println!(
+        "instance {}: {}, {} addresses bound, room for {} addresses and {} transactions, maps take {}",
+        config.instance,
+        if report.adopted {
+            "pinned tables adopted"
+        } else {
+            "tables created"
+        },
+        report.addresses,
+        config.max_addresses,
+        SLOT_COUNT,
+        output::bytes(report.map_bytes),
+    );
+    if report.rolled_back > 0 {
+        println!(
+            "{} half-done transactions were taken back",
+            report.rolled_back
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,139 @@
 //! `natmig topology`.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
-/// Checks, applies and shows the topology.
+use anyhow::Context as _;
+
+use super::client::{self, ClientArgs};
+use crate::{
+    names::RouterName,
+    proto::v1,
+    topology::{Tier, Topology},
+};
+
+/// Check, apply and show the topology
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "Examples:\n  \
+    natmig topology check fabric.toml\n  \
+    natmig topology apply fabric.toml\n  \
+    natmig topology show")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Validate a topology file; needs no controller
+    Check {
+        /// The topology (TOML)
+        file: PathBuf,
+    },
+    /// Make a topology the one that migrations are planned for
+    Apply {
+        /// The topology (TOML)
+        file: PathBuf,
+    },
+    /// Show the topology in force, or the one in a file
+    Show {
+        /// The topology (TOML); without it the controller's is shown
+        file: Option<PathBuf>,
+    },
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.client.json;
+    match args.command {
+        Command::Check { file } => {
+            let (_, topology) = read(&file)?;
+            if json {
+                client::print_json(&topology)?;
+            } else {
+                println!("{}: valid: {}", file.display(), summary(&topology));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Apply { file } => {
+            let (text, topology) = read(&file)?;
+            let file = file.display().to_string();
+            args.client.run(async move |mut client| {
+                client
+                    .apply_topology(v1::ApplyTopologyRequest { text, file })
+                    .await?;
+                if json {
+                    client::print_json(&topology)?;
+                } else {
+                    println!("applied: {}", summary(&topology));
+                }
+                Ok(())
+            })
+        }
+        Command::Show { file: Some(file) } => {
+            let (_, topology) = read(&file)?;
+            show(&topology, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Show { file: None } => args.client.run(async move |mut client| {
+            let answer = client.get_topology(v1::GetTopologyRequest {}).await?;
+            match answer.into_inner().topology {
+                Some(topology) => show(&topology.try_into()?, json)?,
+                None if json => println!("null"),
+                None => println!("no topology; apply one with `natmig topology apply FILE`"),
+            }
+            Ok(())
+        }),
+    }
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<(String, Topology)> {
+    let name = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| name.clone())?;
+    let topology = Topology::parse(&name, &text)?;
+    Ok((text, topology))
+}
+
+fn summary(topology: &Topology) -> String {
+    format!(
+        "{} routers, {} segments, drain {}, quarantine {}",
+        topology.routers.len(),
+        topology.segments.len(),
+        seconds(topology.drain),
+        seconds(topology.quarantine),
+    )
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+fn show(topology: &Topology, json: bool) -> anyhow::Result<()> {
+    if json {
+        return client::print_json(topology);
+    }
+    println!("{}", summary(topology));
+    for tier in [Tier::Core, Tier::Aggregation, Tier::Edge] {
+        let names: Vec<_> = topology
+            .routers
+            .iter()
+            .filter(|(_, other)| **other == tier)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        println!("{tier:<12} {}", names.join("  "));
+    }
+    let mut table = client::table(&["segment", "prefix", "gateway", "pool", "edge routers"]);
+    for (name, segment) in &topology.segments {
+        let routers: Vec<_> = segment.routers.iter().map(RouterName::as_str).collect();
+        table.add_row([
+            name.to_string(),
+            segment.prefix.to_string(),
+            segment.gateway.to_string(),
+            segment.pool.to_string(),
+            routers.join(" "),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
 }

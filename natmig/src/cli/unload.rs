@@ -2,10 +2,20 @@
 
 use std::process::ExitCode;
 
-/// Detaches natmig from this router and removes its tables.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+use crate::{config::DEFAULT_INSTANCE, router};
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+/// Detaches natmig from this router and removes its tables, port, guard and routes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The instance.
+    #[arg(long, default_value = DEFAULT_INSTANCE)]
+    instance: String,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Args { instance } = args;
+    crate::config::check_instance(&instance).map_err(anyhow::Error::msg)?;
+    router::unload(&instance)?;
+    println!("instance {instance} is unloaded");
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,43 @@
+//! Values that the compiler must take as they come.
+//!
+//! The compiler knows more about a value than the verifier can follow, and drops a bounds check or
+//! recomputes a pointer on the strength of it; and it turns arithmetic into branches on which a
+//! later load does not depend. A value that went through [`opaque`] is one of which
+//! the compiler knows nothing.
+
+/// `value`, with nothing known of it. Costs one instruction: without any, its line information would
+/// name an instruction twice, which the kernel refuses.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn opaque(mut value: usize) -> usize {
+    // SAFETY: the assembly copies a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, preserves_flags, nostack));
+    }
+    value
+}
+
+/// As [`opaque`], for pointers.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn opaque_pointer(mut pointer: *mut u8) -> *mut u8 {
+    // SAFETY: the assembly copies a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) pointer, options(pure, nomem, preserves_flags, nostack));
+    }
+    pointer
+}
+
+/// `value`: other compilers' targets have no verifier.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn opaque(value: usize) -> usize {
+    core::hint::black_box(value)
+}
+
+/// As [`opaque`], for pointers.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn opaque_pointer(pointer: *mut u8) -> *mut u8 {
+    pointer
+}

@@ -1,0 +1,108 @@
+//! "Fragmentation needed" (RFC 792, RFC 1191), for a packet that is to be translated: the kernel
+//! would quote what the packet was turned into, so the program answers, quoting what came in.
+
+use natmig_common::{Counter, Interface};
+
+use crate::{
+    address::{Address, HardwareAddress},
+    checksum,
+    environment::Environment,
+    frame::Window,
+    outcome::Outcome,
+    packet::Packet,
+};
+
+/// Bytes of the packet that are quoted. A packet shorter than that is left to the kernel.
+const QUOTE: u16 = 128;
+/// IP header and ICMP header.
+const HEADERS: u16 = 28;
+/// Both and the quote.
+const TOTAL: u16 = 156;
+const TTL: u8 = 64;
+
+/// Turns the frame into an answer to its sender. `None`, the frame as it was, if that cannot be.
+#[inline(never)]
+pub(crate) fn answer<E: Environment>(
+    environment: &E,
+    interface: &Interface,
+    packet: &Packet,
+    mtu: u16,
+) -> Option<Outcome> {
+    let address = Address::new(interface.address);
+    if address.is_none() || packet.total_length < QUOTE {
+        return None;
+    }
+    let network = packet.network;
+    let tags = {
+        let frame = environment.frame();
+        // All that is quoted must be in the linear part.
+        frame.window::<128>(network)?;
+        tags(&frame.window::<22>(0)?)
+    };
+    if !environment.reshape(HEADERS, network.wrapping_add(TOTAL)) {
+        return None;
+    }
+    if write(environment, packet, network, address, mtu, tags).is_none() {
+        return Some(Outcome::Drop(Counter::DropNoRoom));
+    }
+    Some(Outcome::Reply(Counter::FragNeededSent))
+}
+
+/// The bytes of the Ethernet header from its `EtherType` on, as far as they may be tags.
+type Tags = [u16; 5];
+
+#[inline(always)]
+fn tags(ethernet: &Window<'_, 22>) -> Tags {
+    [
+        ethernet.word::<12>(),
+        ethernet.word::<14>(),
+        ethernet.word::<16>(),
+        ethernet.word::<18>(),
+        ethernet.word::<20>(),
+    ]
+}
+
+/// Writes all headers in front of the quote.
+#[inline(always)]
+fn write<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    network: u16,
+    address: Address,
+    mtu: u16,
+    tags: Tags,
+) -> Option<()> {
+    let frame = environment.frame();
+    let ethernet = frame.window::<22>(0)?;
+    let own: HardwareAddress = packet.destination_mac;
+    ethernet.set_mac::<0, 2, 4>(packet.source_mac);
+    ethernet.set_mac::<6, 8, 10>(own);
+    let [first, second, third, fourth, fifth] = tags;
+    ethernet.set_word::<12>(first);
+    ethernet.set_word::<14>(second);
+    ethernet.set_word::<16>(third);
+    ethernet.set_word::<18>(fourth);
+    ethernet.set_word::<20>(fifth);
+
+    let message = frame.window::<136>(network.wrapping_add(20))?;
+    message.set_byte::<0>(3);
+    message.set_byte::<1>(4);
+    message.set_number::<2>(0);
+    message.set_number::<4>(0);
+    message.set_number::<6>(mtu);
+    message.set_word::<2>(checksum::finish(message.sum()));
+
+    let header = frame.window::<20>(network)?;
+    header.set_byte::<0>(0x45);
+    header.set_byte::<1>(0xc0);
+    header.set_number::<2>(TOTAL);
+    header.set_number::<4>(0);
+    header.set_number::<6>(0x4000);
+    header.set_byte::<8>(TTL);
+    header.set_byte::<9>(1);
+    header.set_word::<10>(0);
+    header.set_address::<12, 14>(address);
+    header.set_address::<16, 18>(packet.source);
+    header.set_word::<10>(checksum::finish(header.sum()));
+    Some(())
+}

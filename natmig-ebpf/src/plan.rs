@@ -1,0 +1,298 @@
+//! What becomes of a packet's addresses: the translation table, by field and ingress role.
+//!
+//! What depends on the egress role is planned for both cases: `*_in_fabric` if the packet leaves
+//! into the fabric, `*_outside` if it leaves on access or external, or ends here. An address that a
+//! rule leaves alone is planned to become itself.
+
+use natmig_common::{Action, Counter, Interface, Role};
+
+use crate::{
+    address::{Address, HardwareAddress},
+    environment::Environment,
+    lookup::{Lookups, Visible, lookup},
+    outcome::Outcome,
+    packet::Packet,
+    scratch::Scratch,
+};
+
+/// What becomes of a packet's addresses.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Plan {
+    /// MAC address of the VM here to which the packet is delivered.
+    pub(crate) deliver_mac: HardwareAddress,
+    /// Entry of the destination, or [`Visible::NO_ENTRY`].
+    pub(crate) destination_index: u32,
+    /// Entry of the source, or [`Visible::NO_ENTRY`].
+    pub(crate) source_index: u32,
+    /// Access interface of the VM here to which the packet is delivered; 0 if there is none.
+    pub(crate) deliver: u32,
+    /// The destination under which the packet goes on.
+    pub(crate) destination: Address,
+    /// The destination by its identity, if it is a locator: what the sender sent to.
+    pub(crate) destination_identity: Address,
+    pub(crate) source_in_fabric: Address,
+    pub(crate) source_outside: Address,
+    pub(crate) quoted_source: Address,
+    pub(crate) quoted_in_fabric: Address,
+    pub(crate) quoted_outside: Address,
+    /// 1 if some address of the packet is bound.
+    pub(crate) bound: u8,
+    /// 1 if a home edge anchors the packet.
+    pub(crate) anchored: u8,
+    /// 1 if the packet is sent after a VM that moved on.
+    pub(crate) moved_on: u8,
+}
+
+impl Plan {
+    /// Nothing is planned.
+    pub(crate) const EMPTY: Self = Self {
+        deliver_mac: HardwareAddress::NONE,
+        destination_index: Visible::NO_ENTRY,
+        source_index: Visible::NO_ENTRY,
+        deliver: 0,
+        destination: Address::NONE,
+        destination_identity: Address::NONE,
+        source_in_fabric: Address::NONE,
+        source_outside: Address::NONE,
+        quoted_source: Address::NONE,
+        quoted_in_fabric: Address::NONE,
+        quoted_outside: Address::NONE,
+        bound: 0,
+        anchored: 0,
+        moved_on: 0,
+    };
+
+    /// Begins with a packet: sets what the planning does not set for every packet.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        self.destination_index = Visible::NO_ENTRY;
+        self.source_index = Visible::NO_ENTRY;
+        self.deliver = 0;
+        self.bound = 0;
+        self.anchored = 0;
+        self.moved_on = 0;
+    }
+}
+
+/// Whether the packet comes from where only identities are known.
+#[inline(always)]
+fn from_outside(packet: &Packet) -> bool {
+    packet.is_from(Role::Access) || packet.is_from(Role::External)
+}
+
+/// Whether the frame is one that this router takes although it is not sent to the router's own MAC
+/// address: a visitor's, whatever old neighbour it is sent to, or one to a VM that is away.
+#[inline(always)]
+fn takes_foreign(packet: &Packet, source: &Visible, destination: &Visible) -> bool {
+    let is_local = destination.action() == Action::Local;
+    let is_on_segment = is_local && destination.ifindex == packet.ingress;
+    let is_elsewhere = destination.is_away_from_here() || (is_local && !is_on_segment);
+    let to_its_mac = destination.mac == packet.destination_mac;
+    // A frame that one VM on the segment sends to another is the link's to deliver.
+    let visitor = source.is_sender() && !source.sender_locator.is_none();
+    (visitor && !(is_on_segment && to_its_mac)) || (is_elsewhere && to_its_mac)
+}
+
+/// Plans for the outer header. The outcome of a packet that needs no plan.
+#[inline(never)]
+pub(crate) fn outer<E: Environment>(
+    environment: &E,
+    interface: &Interface,
+    scratch: &mut Scratch,
+) -> Option<Outcome> {
+    let Scratch {
+        packet,
+        plan,
+        lookups,
+        ..
+    } = scratch;
+    let access = packet.is_from(Role::Access);
+    let takes_frames = access && interface.owns_gateway();
+    let ours = packet.is_from(Role::Kernel)
+        || packet.destination_mac == HardwareAddress::new(interface.mac)
+        || (takes_frames && packet.destination_mac == environment.gateway_mac());
+    if !ours && !takes_frames {
+        return Some(Outcome::Pass(Counter::PassForeignMac));
+    }
+
+    let mut destination = Visible::NOTHING;
+    let mut source = Visible::NOTHING;
+    lookup(
+        environment,
+        lookups,
+        packet,
+        packet.destination,
+        &mut destination,
+    );
+    lookup(environment, lookups, packet, packet.source, &mut source);
+    if !ours && !takes_foreign(packet, &source, &destination) {
+        return Some(Outcome::Pass(Counter::PassForeignMac));
+    }
+    plan.destination_index = destination.index;
+    plan.source_index = source.index;
+
+    if from_outside(packet) {
+        if environment.in_pool(packet.destination) {
+            return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
+        }
+        if environment.in_pool(packet.source) {
+            return Some(Outcome::Drop(Counter::DropLocatorSourceFromOutside));
+        }
+    }
+    let source_is_identity = matches!(source.action(), Action::Away | Action::Local);
+    if access && source_is_identity && !source.is_sender() {
+        return Some(Outcome::Drop(Counter::DropStaleSource));
+    }
+
+    plan.bound = u8::from(
+        destination.action() != Action::Absent
+            || source.action() != Action::Absent
+            || source.is_sender(),
+    );
+    plan_destination(environment, packet, lookups, &destination, plan);
+    plan.source_in_fabric = packet.source;
+    if access && source.is_sender() && !source.sender_locator.is_none() && !interface.keeps_source()
+    {
+        plan.source_in_fabric = source.sender_locator;
+    }
+    plan.source_outside = packet.source;
+    if !from_outside(packet) && source.is_locator() {
+        plan.source_outside = source.counterpart;
+    }
+    plan.quoted_source = packet.quoted_source;
+    plan.quoted_in_fabric = packet.quoted_destination;
+    plan.quoted_outside = packet.quoted_destination;
+    None
+}
+
+/// Plans for the outer destination.
+#[inline(always)]
+fn plan_destination<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    lookups: &mut Lookups,
+    destination: &Visible,
+    plan: &mut Plan,
+) {
+    let from_fabric = packet.is_from(Role::Fabric);
+    plan.destination = packet.destination;
+    plan.destination_identity = packet.destination;
+    match destination.action() {
+        Action::Absent => {}
+        Action::Known => plan.destination_identity = destination.counterpart,
+        Action::Away => {
+            if !from_fabric {
+                plan.destination = destination.counterpart;
+            } else if destination.is_away_from_here() {
+                plan.destination = destination.counterpart;
+                plan.anchored = 1;
+            }
+        }
+        Action::Local => {
+            plan.deliver = destination.ifindex;
+            plan.deliver_mac = destination.mac;
+        }
+        Action::Deliver => {
+            plan.destination_identity = destination.counterpart;
+            if !from_outside(packet) {
+                plan.destination = destination.counterpart;
+                plan.deliver = destination.ifindex;
+                plan.deliver_mac = destination.mac;
+            }
+        }
+        Action::Forward => {
+            plan.destination_identity = destination.counterpart;
+            if !from_outside(packet) {
+                plan.destination = destination.forward;
+                plan.moved_on = 1;
+                let mut onward = Visible::NOTHING;
+                lookup(
+                    environment,
+                    lookups,
+                    packet,
+                    destination.forward,
+                    &mut onward,
+                );
+                if onward.action() == Action::Local {
+                    plan.deliver = onward.ifindex;
+                    plan.deliver_mac = onward.mac;
+                }
+            }
+        }
+    }
+}
+
+/// Plans for the packet that an ICMP error quotes: its source by the rules for destinations (that
+/// is where the error goes), its destination by the rules for sources.
+#[inline(never)]
+pub(crate) fn quote<E: Environment>(
+    environment: &E,
+    interface: &Interface,
+    scratch: &mut Scratch,
+) -> Option<Outcome> {
+    let Scratch {
+        packet,
+        plan,
+        lookups,
+        ..
+    } = scratch;
+    let outside = from_outside(packet);
+    if outside && environment.in_pool(packet.quoted_source) {
+        return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
+    }
+    let mut bound = false;
+    let mut visible = Visible::NOTHING;
+    lookup(
+        environment,
+        lookups,
+        packet,
+        packet.quoted_source,
+        &mut visible,
+    );
+    match visible.action() {
+        Action::Absent => {}
+        Action::Known | Action::Local => bound = true,
+        Action::Away => {
+            bound = true;
+            if !packet.is_from(Role::Fabric) || visible.is_away_from_here() {
+                plan.quoted_source = visible.counterpart;
+            }
+        }
+        Action::Deliver | Action::Forward => {
+            bound = true;
+            if !outside {
+                plan.quoted_source = visible.counterpart;
+            }
+        }
+    }
+
+    lookup(
+        environment,
+        lookups,
+        packet,
+        packet.quoted_destination,
+        &mut visible,
+    );
+    if visible.action() != Action::Absent || visible.is_sender() {
+        bound = true;
+    }
+    if packet.is_from(Role::Access) && !interface.keeps_source() {
+        let mut locator = Address::NONE;
+        if visible.is_sender() {
+            locator = visible.sender_locator;
+        } else if visible.action() == Action::Local {
+            locator = visible.counterpart;
+        }
+        if !locator.is_none() {
+            plan.quoted_in_fabric = locator;
+        }
+    }
+    if !outside && visible.is_locator() {
+        plan.quoted_outside = visible.counterpart;
+    }
+    if bound {
+        plan.bound = 1;
+    }
+    None
+}

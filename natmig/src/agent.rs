@@ -1,0 +1,113 @@
+//! The agent: one per router. It owns the router's tables and does to them what the controller
+//! says; between sessions, and without any controller, the data plane goes on as it is.
+//!
+//! Invariants: commands are carried out in order, on one thread; a command of a lower term than
+//! the router has seen changes nothing; a transaction in doubt is never resolved here.
+
+mod announcer;
+mod links;
+mod session;
+mod tables;
+mod term;
+mod worker;
+
+use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
+
+pub use tables::Tables;
+pub use term::TermError;
+
+use crate::{config::RouterConfig, names::RouterName, proto::RouterInterface};
+use links::Links;
+use term::TermFile;
+use tokio::sync::mpsc;
+use worker::Work;
+
+/// Who this agent is and whom it dials.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The router's name in the topology.
+    pub router: RouterName,
+    /// The interfaces that natmig runs on.
+    pub interfaces: Vec<RouterInterface>,
+    /// Controllers, tried in turn.
+    pub endpoints: Vec<String>,
+    /// Longest pause between two attempts.
+    pub retry: Duration,
+    /// File that keeps the highest term.
+    pub term_file: PathBuf,
+}
+
+/// The agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration names no controller.
+    #[error("the configuration names no controller; add [controller] with endpoints = [\"http://HOST:PORT\"]")]
+    NoEndpoint,
+    /// The term cannot be kept.
+    #[error(transparent)]
+    Term(#[from] TermError),
+    /// The thread of the tables is gone.
+    #[error("the thread that owns the tables has ended")]
+    Tables,
+    /// The system refuses.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl Identity {
+    /// From the router's configuration.
+    pub fn new(config: &RouterConfig, term_file: PathBuf) -> Result<Self, AgentError> {
+        let controller = config.controller.as_ref().ok_or(AgentError::NoEndpoint)?;
+        Ok(Self {
+            router: config.router.clone(),
+            interfaces: config
+                .interfaces
+                .iter()
+                .map(|interface| RouterInterface {
+                    name: interface.name.clone(),
+                    role: interface.role,
+                    segment: interface.segment.clone(),
+                })
+                .collect(),
+            endpoints: controller.endpoints.clone(),
+            retry: controller.retry,
+            term_file,
+        })
+    }
+}
+
+/// Runs until `shutdown` is ready, then gives the tables back after the command in progress. The
+/// data plane stays as it is.
+pub async fn run<T: Tables>(
+    tables: T,
+    identity: Identity,
+    shutdown: impl Future<Output = ()>,
+) -> Result<T, AgentError> {
+    let term = TermFile::open(&identity.term_file)?;
+    let (work, worker) = worker::start(tables, term)?;
+    let links = Links::subscribe()?;
+    let refresh = refresh(links, work.clone());
+    let session = session::run(Arc::new(identity), work);
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        error = session => Err(error),
+        error = refresh => Err(error),
+    };
+    let tables = tokio::task::spawn_blocking(move || worker.join())
+        .await
+        .map_err(|_| AgentError::Tables)?
+        .map_err(|_| AgentError::Tables)?;
+    outcome.map(|()| tables)
+}
+
+/// Has the tables' thread read the interfaces again whenever they change.
+async fn refresh(links: Links, work: mpsc::Sender<Work>) -> AgentError {
+    loop {
+        if let Err(error) = links.changed().await {
+            return AgentError::System(error);
+        }
+        if work.send(Work::Refresh).await.is_err() {
+            return AgentError::Tables;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The session with the controller: dialled again, with growing pauses, whenever it ends. The
+//! router forwards with or without it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+
+use super::{AgentError, Identity, worker::Work};
+use crate::proto::{
+    Command, Hello, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, Malformed, WINDOW, v1,
+    v1::agent_service_client::AgentServiceClient,
+};
+
+/// Pause after the first failure; it doubles up to the configured one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a controller may take to accept a connection, and to answer the hello.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Replies that may wait for the network.
+const REPLIES: usize = 256;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    Endpoint(tonic::transport::Error),
+    #[error("does not answer: {}", chain(.0))]
+    Connect(tonic::transport::Error),
+    #[error("{}", .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("does not answer in time")]
+    Timeout,
+    #[error("sent nonsense: {0}; is it another version of natmig?")]
+    Malformed(#[from] Malformed),
+    #[error("ended the session")]
+    Ended,
+    #[error("the tables' thread has ended")]
+    NoWorker,
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// Keeps a session up, for ever; only the loss of the tables ends it.
+pub(super) async fn run(identity: Arc<Identity>, work: mpsc::Sender<Work>) -> AgentError {
+    let mut pause = FIRST_PAUSE;
+    let mut said = String::new();
+    let mut endpoints = identity.endpoints.iter().cycle();
+    loop {
+        let Some(endpoint) = endpoints.next() else {
+            return AgentError::NoEndpoint;
+        };
+        let mut established = false;
+        let error = session(endpoint, &identity, &work, &mut established).await;
+        if matches!(error, SessionError::NoWorker) {
+            return AgentError::Tables;
+        }
+        let error = format!("controller {endpoint}: {error}");
+        if established {
+            pause = FIRST_PAUSE;
+            said.clear();
+        }
+        if said != error {
+            tracing::warn!("{error}; forwarding goes on, dialling again");
+            said = error;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(identity.retry.max(FIRST_PAUSE));
+    }
+}
+
+async fn session(
+    endpoint: &str,
+    identity: &Identity,
+    work: &mpsc::Sender<Work>,
+    established: &mut bool,
+) -> SessionError {
+    match converse(endpoint, identity, work, established).await {
+        Ok(()) => SessionError::Ended,
+        Err(error) => error,
+    }
+}
+
+async fn converse(
+    endpoint: &str,
+    identity: &Identity,
+    work: &mpsc::Sender<Work>,
+    established: &mut bool,
+) -> Result<(), SessionError> {
+    let channel = Endpoint::from_shared(endpoint.to_owned())
+        .map_err(SessionError::Endpoint)?
+        .connect_timeout(ANSWER_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .connect()
+        .await
+        .map_err(SessionError::Connect)?;
+    let mut client = AgentServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT);
+
+    let hello = hello(identity, work).await?;
+    let (replies, outgoing) = mpsc::channel(REPLIES);
+    let first = v1::FromAgent {
+        message: Some(v1::from_agent::Message::Hello((&hello).into())),
+    };
+    replies.send(first).await.map_err(|_| SessionError::Ended)?;
+    let mut commands = tokio::time::timeout(
+        ANSWER_TIMEOUT,
+        client.session(ReceiverStream::new(outgoing)),
+    )
+    .await
+    .map_err(|_| SessionError::Timeout)??
+    .into_inner();
+    tracing::info!(endpoint, term = hello.term, held = hello.held.len(), "connected");
+    *established = true;
+
+    while let Some(command) = commands.message().await? {
+        let command: Command = command.try_into()?;
+        work.send(Work::Command {
+            command,
+            replies: replies.clone(),
+        })
+        .await
+        .map_err(|_| SessionError::NoWorker)?;
+    }
+    Ok(())
+}
+
+async fn hello(identity: &Identity, work: &mpsc::Sender<Work>) -> Result<Hello, SessionError> {
+    let (sender, report) = oneshot::channel();
+    work.send(Work::Report(sender))
+        .await
+        .map_err(|_| SessionError::NoWorker)?;
+    let report = report.await.map_err(|_| SessionError::NoWorker)?;
+    Ok(Hello {
+        router: identity.router.clone(),
+        term: report.term,
+        digest: report.digest,
+        held: report.held,
+        interfaces: identity.interfaces.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}

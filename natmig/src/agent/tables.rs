@@ -1,0 +1,89 @@
+//! What the agent needs of a router's tables; tests put a double in their place.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    router::{Announcement, CommitReport, Held, Router, RouterError},
+    rule::{Changes, Rule, TransactionId},
+};
+
+/// A router's tables; every method may block. They are described at [`Router`].
+#[allow(missing_docs, reason = "described at `Router`, whose methods these are")]
+pub trait Tables: Send + 'static {
+    fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError>;
+    fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError>;
+    fn abort(&mut self, id: TransactionId) -> Result<(), RouterError>;
+    fn fold(&mut self, id: TransactionId) -> Result<(), RouterError>;
+    fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError>;
+    fn replace(&mut self, rules: &BTreeMap<Ipv4Addr, Rule>) -> Result<(), RouterError>;
+    fn held(&self) -> Vec<Held>;
+    fn digest(&self) -> u64;
+    fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError>;
+    fn term(&self) -> u64;
+    fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
+    fn take_announcements(&mut self) -> Vec<Announcement>;
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError>;
+    fn announce(announcements: &[Announcement]) -> Result<(), RouterError>;
+}
+
+impl Tables for Router {
+    fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
+        self.prepare(id, changes)
+    }
+
+    fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
+        self.commit(id)
+    }
+
+    fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.abort(id)
+    }
+
+    fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.fold(id)
+    }
+
+    fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+        self.retire(addresses)
+    }
+
+    fn replace(&mut self, rules: &BTreeMap<Ipv4Addr, Rule>) -> Result<(), RouterError> {
+        let report = self.replace(rules)?;
+        tracing::info!(?report, "table replaced");
+        Ok(())
+    }
+
+    fn held(&self) -> Vec<Held> {
+        self.held()
+    }
+
+    fn digest(&self) -> u64 {
+        self.digest()
+    }
+
+    fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+        self.set_pools(pools)
+    }
+
+    fn term(&self) -> u64 {
+        self.term()
+    }
+
+    fn set_term(&mut self, term: u64) -> Result<(), RouterError> {
+        self.set_term(term)
+    }
+
+    fn take_announcements(&mut self) -> Vec<Announcement> {
+        self.take_announcements()
+    }
+
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        self.refresh_interfaces()
+    }
+
+    fn announce(announcements: &[Announcement]) -> Result<(), RouterError> {
+        crate::router::announce::send(announcements)
+    }
+}

@@ -1,0 +1,198 @@
+//! The thread that owns the router's tables: it carries out one command after the other, in the
+//! order in which they came, and answers each.
+//!
+//! Everything about the tables blocks (grace periods, netlink), so it happens here and never on the
+//! runtime. A session that ends leaves its commands in the queue: they are still carried out
+//! before the next session's report is made, so that the report tells the truth.
+
+use std::{
+    io,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use natmig_common::SlotState;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{announcer::Announcer, tables::Tables, term::TermFile};
+use crate::{
+    coordinator::{Command as Machine, Held, HeldState, Timestamp},
+    proto::{Command, Order, Outcome, Reply, v1},
+    router::RouterError,
+};
+
+/// Commands that may wait for the tables; more than that stop the stream, not the memory.
+const QUEUE: usize = 256;
+
+/// Something for the worker to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Say what the tables hold.
+    Report(oneshot::Sender<TableReport>),
+    /// The kernel's interfaces or addresses changed: read them again.
+    Refresh,
+    /// Carry out a command, and send the reply to its session.
+    Command {
+        command: Command,
+        replies: mpsc::Sender<v1::FromAgent>,
+    },
+}
+
+/// What the tables hold.
+#[derive(Debug)]
+pub(super) struct TableReport {
+    pub(super) term: u64,
+    pub(super) digest: u64,
+    pub(super) held: Vec<Held>,
+}
+
+/// The running thread, which gives the tables back when all senders of work are gone.
+pub(super) type Worker<T> = JoinHandle<T>;
+
+/// Starts the thread.
+pub(super) fn start<T: Tables>(
+    tables: T,
+    term: TermFile,
+) -> io::Result<(mpsc::Sender<Work>, Worker<T>)> {
+    let (work, mut queue) = mpsc::channel(QUEUE);
+    let announcer = Announcer::start::<T>()?;
+    let mut state = State {
+        tables,
+        term,
+        announcer,
+    };
+    let thread = thread::Builder::new()
+        .name("tables".to_owned())
+        .spawn(move || {
+            while let Some(work) = queue.blocking_recv() {
+                state.perform(work);
+            }
+            state.tables
+        })?;
+    Ok((work, thread))
+}
+
+struct State<T> {
+    tables: T,
+    term: TermFile,
+    announcer: Announcer,
+}
+
+impl<T: Tables> State<T> {
+    fn perform(&mut self, work: Work) {
+        match work {
+            Work::Report(report) => {
+                let held = self.tables.held().iter().filter_map(held).collect();
+                let report_is_gone = report
+                    .send(TableReport {
+                        term: self.term(),
+                        digest: self.tables.digest(),
+                        held,
+                    })
+                    .is_err();
+                if report_is_gone {
+                    tracing::debug!("the session ended before its report was made");
+                }
+            }
+            Work::Refresh => {
+                if let Err(error) = self.tables.refresh_interfaces() {
+                    tracing::warn!(%error, "cannot read the interfaces again");
+                }
+            }
+            Work::Command { command, replies } => {
+                let sequence = command.sequence;
+                let begun = Instant::now();
+                let outcome = self.carry_out(command);
+                tracing::debug!(sequence, took = ?begun.elapsed(), ?outcome, "carried out");
+                let reply = v1::FromAgent {
+                    message: Some(v1::from_agent::Message::Reply(
+                        (&Reply { sequence, outcome }).into(),
+                    )),
+                };
+                if replies.blocking_send(reply).is_err() {
+                    tracing::debug!(sequence, "the session ended before this reply");
+                }
+            }
+        }
+    }
+
+    fn term(&self) -> u64 {
+        self.term.term().max(self.tables.term())
+    }
+
+    fn carry_out(&mut self, command: Command) -> Outcome {
+        let seen = self.term();
+        if command.term < seen {
+            tracing::warn!(
+                term = command.term,
+                seen,
+                "a controller that lost its leadership was refused"
+            );
+            return Outcome::Fenced { term: seen };
+        }
+        if command.term > seen {
+            if let Err(error) = self.term.raise(command.term) {
+                tracing::error!(%error, "cannot keep the term");
+                return Outcome::Refused(error.to_string());
+            }
+            if let Err(error) = self.tables.set_term(command.term) {
+                return refused(&error);
+            }
+        }
+        let command = match command.order {
+            Order::Welcome => return Outcome::Done,
+            Order::Command(command) => command,
+        };
+        let done = match command {
+            Machine::SetPools { pools } => self.tables.set_pools(&pools),
+            Machine::Replace { version, rules } => {
+                tracing::info!(version, addresses = rules.len(), "taking over a table");
+                let rules = rules
+                    .into_iter()
+                    .map(|change| (change.address, change.rule))
+                    .collect();
+                self.tables.replace(&rules)
+            }
+            Machine::Prepare { id, changes } => self.tables.prepare(id, &changes),
+            Machine::Commit { id } => {
+                return match self.tables.commit(id) {
+                    Ok(report) => {
+                        self.announcer.announce(self.tables.take_announcements());
+                        tracing::debug!(transaction = %id, grace = ?report.grace, "committed");
+                        Outcome::Committed {
+                            at: report.committed_at,
+                            grace: report.grace,
+                        }
+                    }
+                    Err(error) => refused(&error),
+                };
+            }
+            Machine::Abort { id } => self.tables.abort(id),
+            Machine::Fold { id } => self.tables.fold(id),
+            Machine::Retire { id: _, addresses } => self.tables.retire(&addresses),
+        };
+        match done {
+            Ok(()) => Outcome::Done,
+            Err(error) => refused(&error),
+        }
+    }
+}
+
+fn refused(error: &RouterError) -> Outcome {
+    if matches!(error, RouterError::UnknownTransaction(_)) {
+        return Outcome::UnknownTransaction;
+    }
+    tracing::warn!(%error, "a command was refused");
+    Outcome::Refused(error.to_string())
+}
+
+fn held(held: &crate::router::Held) -> Option<Held> {
+    let state = match held.state {
+        SlotState::Free | SlotState::Preparing => return None,
+        SlotState::Prepared => HeldState::Prepared,
+        SlotState::Committed => HeldState::Committed {
+            at: Timestamp(held.committed_at),
+        },
+    };
+    Some(Held { id: held.id, state })
+}

@@ -1,0 +1,311 @@
+//! The operators' side of the controller.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::Stream;
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::core::Handle;
+use crate::{
+    coordinator::{self, Answer, MigrationView, Refusal},
+    names::{RouterName, VmName},
+    proto::v1::{self, control_service_server::ControlService},
+    rule::TransactionId,
+    topology::Topology,
+};
+
+/// States that may wait for a watcher's connection.
+const WATCHED: usize = 16;
+
+/// Serves operators.
+#[derive(Clone, Debug)]
+pub(super) struct Control {
+    core: Handle,
+}
+
+impl Control {
+    pub(super) fn new(core: Handle) -> Self {
+        Self { core }
+    }
+
+    async fn migration(&self, id: TransactionId) -> Result<v1::Migration, Status> {
+        let view = self
+            .core
+            .query(move |coordinator| coordinator.migration(id))
+            .await?
+            .ok_or(Refusal::UnknownMigration(id))?;
+        Ok((&view).into())
+    }
+}
+
+#[tonic::async_trait]
+impl ControlService for Control {
+    async fn apply_topology(
+        &self,
+        request: Request<v1::ApplyTopologyRequest>,
+    ) -> Result<Response<v1::ApplyTopologyResponse>, Status> {
+        let request = request.into_inner();
+        let topology = Topology::parse(&request.file, &request.text)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.core
+            .request(coordinator::Request::ApplyTopology(topology))
+            .await?;
+        Ok(Response::new(v1::ApplyTopologyResponse {}))
+    }
+
+    async fn get_topology(
+        &self,
+        _request: Request<v1::GetTopologyRequest>,
+    ) -> Result<Response<v1::GetTopologyResponse>, Status> {
+        let topology = self
+            .core
+            .query(|coordinator| coordinator.topology().cloned())
+            .await?;
+        Ok(Response::new(v1::GetTopologyResponse {
+            topology: topology.as_ref().map(Into::into),
+        }))
+    }
+
+    async fn add_vms(
+        &self,
+        request: Request<v1::AddVmsRequest>,
+    ) -> Result<Response<v1::AddVmsResponse>, Status> {
+        let vms = request
+            .into_inner()
+            .vms
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?;
+        self.core
+            .request(coordinator::Request::AddVms(vms))
+            .await?;
+        Ok(Response::new(v1::AddVmsResponse {}))
+    }
+
+    async fn list_vms(
+        &self,
+        request: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        let names = request.into_inner().names;
+        let vms = self
+            .core
+            .query(move |coordinator| {
+                if names.is_empty() {
+                    return Ok(coordinator.vms());
+                }
+                names
+                    .iter()
+                    .map(|name| {
+                        let name = VmName::new(name);
+                        coordinator.vm(&name).ok_or(Refusal::UnknownVm(name))
+                    })
+                    .collect()
+            })
+            .await??;
+        Ok(Response::new(v1::ListVmsResponse {
+            vms: vms.iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn remove_vms(
+        &self,
+        request: Request<v1::RemoveVmsRequest>,
+    ) -> Result<Response<v1::RemoveVmsResponse>, Status> {
+        let names = request.into_inner().names;
+        let names = names.iter().map(VmName::new).collect();
+        self.core
+            .request(coordinator::Request::RemoveVms(names))
+            .await?;
+        Ok(Response::new(v1::RemoveVmsResponse {}))
+    }
+
+    async fn start_migration(
+        &self,
+        request: Request<v1::StartMigrationRequest>,
+    ) -> Result<Response<v1::StartMigrationResponse>, Status> {
+        let request = request.into_inner().try_into()?;
+        match self
+            .core
+            .request(coordinator::Request::Migrate(request))
+            .await?
+        {
+            Answer::Started(id) => Ok(Response::new(v1::StartMigrationResponse {
+                migration: Some(self.migration(id).await?),
+            })),
+            Answer::Done => Err(Status::internal("the migration got no number")),
+        }
+    }
+
+    async fn list_migrations(
+        &self,
+        _request: Request<v1::ListMigrationsRequest>,
+    ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
+        let views = self
+            .core
+            .query(coordinator::Coordinator::migrations)
+            .await?;
+        Ok(Response::new(v1::ListMigrationsResponse {
+            migrations: views.iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn get_migration(
+        &self,
+        request: Request<v1::GetMigrationRequest>,
+    ) -> Result<Response<v1::GetMigrationResponse>, Status> {
+        let id = TransactionId(request.into_inner().id);
+        Ok(Response::new(v1::GetMigrationResponse {
+            migration: Some(self.migration(id).await?),
+        }))
+    }
+
+    async fn activate_migration(
+        &self,
+        request: Request<v1::ActivateMigrationRequest>,
+    ) -> Result<Response<v1::ActivateMigrationResponse>, Status> {
+        let id = TransactionId(request.into_inner().id);
+        self.core
+            .request(coordinator::Request::Activate(id))
+            .await?;
+        Ok(Response::new(v1::ActivateMigrationResponse {
+            migration: Some(self.migration(id).await?),
+        }))
+    }
+
+    async fn abort_migration(
+        &self,
+        request: Request<v1::AbortMigrationRequest>,
+    ) -> Result<Response<v1::AbortMigrationResponse>, Status> {
+        let id = TransactionId(request.into_inner().id);
+        self.core.request(coordinator::Request::Abort(id)).await?;
+        Ok(Response::new(v1::AbortMigrationResponse {
+            migration: Some(self.migration(id).await?),
+        }))
+    }
+
+    type WatchMigrationsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::WatchMigrationsResponse, Status>> + Send>>;
+
+    async fn watch_migrations(
+        &self,
+        request: Request<v1::WatchMigrationsRequest>,
+    ) -> Result<Response<Self::WatchMigrationsStream>, Status> {
+        let id = match request.into_inner().id {
+            0 => None,
+            id => Some(TransactionId(id)),
+        };
+        if let Some(id) = id {
+            self.migration(id).await?;
+        }
+        let (states, outgoing) = mpsc::channel(WATCHED);
+        tokio::spawn(watch(self.core.clone(), id, states));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn list_routers(
+        &self,
+        _request: Request<v1::ListRoutersRequest>,
+    ) -> Result<Response<v1::ListRoutersResponse>, Status> {
+        let routers = self.core.query(coordinator::Coordinator::routers).await?;
+        Ok(Response::new(v1::ListRoutersResponse {
+            routers: routers.iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn drain_router(
+        &self,
+        request: Request<v1::DrainRouterRequest>,
+    ) -> Result<Response<v1::DrainRouterResponse>, Status> {
+        let router = RouterName::new(request.into_inner().name);
+        self.core
+            .request(coordinator::Request::DrainRouter(router))
+            .await?;
+        Ok(Response::new(v1::DrainRouterResponse {}))
+    }
+
+    async fn undrain_router(
+        &self,
+        request: Request<v1::UndrainRouterRequest>,
+    ) -> Result<Response<v1::UndrainRouterResponse>, Status> {
+        let router = RouterName::new(request.into_inner().name);
+        self.core
+            .request(coordinator::Request::UndrainRouter(router))
+            .await?;
+        Ok(Response::new(v1::UndrainRouterResponse {}))
+    }
+
+    async fn remove_router(
+        &self,
+        request: Request<v1::RemoveRouterRequest>,
+    ) -> Result<Response<v1::RemoveRouterResponse>, Status> {
+        let router = RouterName::new(request.into_inner().name);
+        self.core
+            .request(coordinator::Request::RemoveRouter(router))
+            .await?;
+        Ok(Response::new(v1::RemoveRouterResponse {}))
+    }
+}
+
+type Watched = mpsc::Sender<Result<v1::WatchMigrationsResponse, Status>>;
+
+/// Sends present states, then changes, until the watcher goes away or its migration is over.
+async fn watch(core: Handle, id: Option<TransactionId>, states: Watched) {
+    let outcome = tokio::select! {
+        outcome = follow(&core, id, &states) => outcome,
+        () = states.closed() => Ok(()),
+    };
+    if let Err(status) = outcome {
+        // An error means that the watcher is gone.
+        states.send(Err(status)).await.ok();
+    }
+}
+
+async fn follow(
+    core: &Handle,
+    id: Option<TransactionId>,
+    states: &Watched,
+) -> Result<(), Status> {
+    // Subscribed before the present state is looked at, so that no change is missed between.
+    let mut updates = core.watch()?;
+    let wanted = |view: &MigrationView| id.is_none_or(|id| view.id == id);
+    loop {
+        let present = core
+            .query(move |coordinator| match id {
+                Some(id) => coordinator.migration(id).into_iter().collect(),
+                None => coordinator
+                    .migrations()
+                    .into_iter()
+                    .filter(|view| !view.phase.is_final())
+                    .collect::<Vec<_>>(),
+            })
+            .await?;
+        for view in present {
+            if send(states, &view).await && id.is_some() {
+                return Ok(());
+            }
+        }
+        loop {
+            let update: Arc<MigrationView> = match updates.recv().await {
+                Ok(update) => update,
+                // Too slow for single changes: whole states follow.
+                Err(RecvError::Lagged(_)) => break,
+                Err(RecvError::Closed) => {
+                    return Err(Status::unavailable("the controller is shutting down"));
+                }
+            };
+            if wanted(&update) && send(states, &update).await && id.is_some() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Sends a state, and says whether it is the last of its migration.
+async fn send(states: &Watched, view: &MigrationView) -> bool {
+    let state = v1::WatchMigrationsResponse {
+        migration: Some(view.into()),
+    };
+    states.send(Ok(state)).await.is_err() || view.phase.is_final()
+}

@@ -1,0 +1,733 @@
+//! One router: its tables, programs and kernel state, and the transactions on them.
+//!
+//! [`Router`] is the only writer of an instance. Everything in here blocks; it works in the network
+//! namespace of the calling thread.
+
+pub mod announce;
+pub mod bindings;
+mod bpf;
+mod error;
+mod failpoint;
+mod grace;
+mod guard;
+mod instance;
+mod interfaces;
+mod kernel;
+mod loader;
+mod maps;
+mod netlink;
+pub mod reader;
+mod tables;
+mod version;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use natmig_common::{
+    ABI_VERSION, Action, FLAG_PROMISCUOUS, META_MAGIC, Meta, PoolKey, Role, SlotState, Version,
+};
+
+pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
+use self::{
+    instance::{Instance, Lock},
+    interfaces::Attached,
+    kernel::Kernel,
+    maps::Maps,
+    netlink::Socket,
+    tables::{APPLY, Tables, Write},
+    version::{Segments, action, same},
+};
+use crate::{
+    config::RouterConfig,
+    rule::{Change, Changes, Rule, TransactionId},
+};
+
+/// How to start.
+#[derive(Clone, Debug, Default)]
+pub struct StartOptions {
+    /// Attach in generic mode where it has to be attached: slow, for tests without driver support.
+    pub generic: bool,
+    /// The eBPF object to load instead of the one in the binary.
+    pub object: Option<Vec<u8>>,
+}
+
+/// A router that runs, and what was found and done on the way.
+#[must_use]
+pub struct Started {
+    /// The router.
+    pub router: Router,
+    /// What starting it found and did.
+    pub report: StartReport,
+}
+
+/// What starting a router found and did.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct StartReport {
+    /// Whether pinned maps were adopted, so that bindings survived.
+    pub adopted: bool,
+    /// The interfaces.
+    pub interfaces: Vec<AttachedInterface>,
+    /// Bound addresses found in adopted maps.
+    pub addresses: usize,
+    /// Transactions that were half prepared or half aborted and were taken back.
+    pub rolled_back: usize,
+    /// Bytes of kernel memory that the maps take.
+    pub map_bytes: u64,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// An interface that natmig runs on.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AttachedInterface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its role's name.
+    pub role: &'static str,
+    /// `native` or `generic`.
+    pub mode: &'static str,
+    /// Whether the program of an attached link was replaced, instead of attached anew.
+    pub replaced: bool,
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitReport {
+    /// When the commit was stored: nanoseconds since the Unix epoch.
+    pub committed_at: u64,
+    /// How long it took until no packet was any longer processed under the old state. Zero when
+    /// the transaction had been committed before.
+    pub grace: Duration,
+}
+
+/// What replacing the table did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ApplyReport {
+    /// Addresses bound for the first time.
+    pub added: usize,
+    /// Addresses whose rule changed.
+    pub changed: usize,
+    /// Addresses that are no longer bound.
+    pub removed: usize,
+    /// Addresses whose rule was right already.
+    pub unchanged: usize,
+    /// Addresses left alone because an unfinished transaction holds them.
+    pub held: usize,
+    /// When it was committed: nanoseconds since the Unix epoch, 0 if nothing had to change.
+    pub committed_at: u64,
+    /// How long it took until no packet was any longer processed under the old table.
+    pub grace: Duration,
+}
+
+/// A transaction that the router holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its number.
+    pub id: TransactionId,
+    /// Where it stands: prepared or committed.
+    pub state: SlotState,
+    /// When it was committed: nanoseconds since the Unix epoch, 0 before.
+    pub committed_at: u64,
+}
+
+/// The single writer of an instance's tables.
+#[derive(Debug)]
+pub struct Router {
+    config: RouterConfig,
+    instance: Instance,
+    tables: Tables,
+    segments: Segments,
+    interfaces: BTreeMap<u32, Attached>,
+    kernel: Kernel,
+    announcements: Vec<Announcement>,
+    /// The kernel's state may differ from what the tables say.
+    unsettled: bool,
+    _lock: Lock,
+}
+
+impl Router {
+    /// Opens or creates the instance's tables, recovers what a killed process left, sets up guard
+    /// and port, loads the program and attaches it.
+    ///
+    /// What a start made that fails is removed again; what it adopted stays.
+    pub fn start(config: &RouterConfig, options: &StartOptions) -> Result<Started, RouterError> {
+        let instance = Instance::new(&config.instance);
+        Instance::check_bpffs()?;
+        let lock = instance.lock()?;
+        let adopted = Maps::probe(&instance.maps())?.is_some();
+        let mut socket = open_socket()?;
+        let found = interfaces::find(&mut socket, config)?;
+        for (_, link) in &found {
+            loader::check_foreign(&instance, link)?;
+        }
+        if !adopted {
+            // What a load that was killed left.
+            loader::remove_pins(&instance)?;
+        }
+        Self::start_locked(config, options, &instance, lock, adopted).inspect_err(|_| {
+            if !adopted && let Err(error) = remove_all(&instance) {
+                tracing::warn!(%error, "a failed start could not be cleaned up: run natmig unload");
+            }
+        })
+    }
+
+    fn start_locked(
+        config: &RouterConfig,
+        options: &StartOptions,
+        instance: &Instance,
+        lock: Lock,
+        adopted: bool,
+    ) -> Result<Started, RouterError> {
+        let mut socket = open_socket()?;
+        let found = interfaces::find(&mut socket, config)?;
+        let mtu = found
+            .iter()
+            .filter(|(config, _)| config.role == Role::Fabric)
+            .map(|(_, link)| link.mtu)
+            .max()
+            .unwrap_or(1500);
+        let port = Kernel::ensure_port(&mut socket, instance, mtu)?;
+        let largest = found
+            .iter()
+            .map(|(_, link)| link.ifindex)
+            .chain([port.near, port.far])
+            .max();
+        let sizes = loader::sizes(config, largest.unwrap_or(0))?;
+        loader::create_directories(instance)?;
+        let program = loader::load(instance, options.object.as_deref(), sizes)?;
+        let maps = Maps::open(&instance.maps(), false)?;
+        let map_bytes = maps.bytes;
+        write_meta(&maps, config, adopted);
+        let attached = interfaces::fill(&mut socket, &maps, &found, port)?;
+        let (tables, recovery) = Tables::open(maps)?;
+        let mut router = Self {
+            config: config.clone(),
+            instance: instance.clone(),
+            tables,
+            segments: segments(config, &attached),
+            interfaces: attached,
+            kernel: Kernel::new(socket, port),
+            announcements: Vec::new(),
+            unsettled: false,
+            _lock: lock,
+        };
+        let pools = if config.locator_pools.is_empty() {
+            router.pools()?
+        } else {
+            config.locator_pools.clone()
+        };
+        router.set_pools(&pools)?;
+        router.save_state()?;
+        let mut report = StartReport {
+            adopted,
+            addresses: recovery.addresses,
+            rolled_back: recovery.rolled_back,
+            map_bytes,
+            ..StartReport::default()
+        };
+        if adopted && router.tables.capacity() != config.max_addresses {
+            report.warnings.push(format!(
+                "the pinned tables have room for {} addresses and max_addresses is {}: unload and load again to change that",
+                router.tables.capacity(),
+                config.max_addresses
+            ));
+        }
+        for attached in router.interfaces.values() {
+            let generic = options.generic && attached.interface.role != Role::Kernel as u8;
+            let role = Role::from_raw(attached.interface.role).map_or("?", Role::name);
+            let interface = loader::attach(instance, &program, &attached.link, role, generic)?;
+            if interface.mode == "generic" {
+                report.warnings.push(format!(
+                    "interface {} runs XDP in generic mode: every packet is copied first, this is slow and not for production",
+                    interface.name
+                ));
+            }
+            report.interfaces.push(interface);
+        }
+        loader::pin_program(instance, &program)?;
+        let indices: Vec<u32> = router.interfaces.keys().copied().collect();
+        loader::detach_others(instance, &indices)?;
+        router.reconcile()?;
+        for held in router.held() {
+            if held.state == SlotState::Committed {
+                router.announce(held.id);
+            }
+        }
+        let names: Vec<String> = found
+            .iter()
+            .map(|(config, _)| config.name.clone())
+            .collect();
+        report.warnings.extend(kernel::warnings(&names));
+        Ok(Started { router, report })
+    }
+
+    /// Opens the tables of a loaded instance for writing, without touching programs and links.
+    pub fn open(instance: &str) -> Result<Self, RouterError> {
+        let instance = Instance::new(instance);
+        let config = load_state(&instance)?;
+        let lock = instance.lock()?;
+        if Maps::probe(&instance.maps())?.is_none() {
+            return Err(not_loaded(&instance));
+        }
+        let maps = Maps::open(&instance.maps(), false)?;
+        let mut socket = open_socket()?;
+        let found = interfaces::find(&mut socket, &config)?;
+        let Some(port) = Kernel::find_port(&mut socket, &instance)? else {
+            return Err(RouterError::NoInterface(instance.port().0));
+        };
+        let attached = interfaces::fill(&mut socket, &maps, &found, port)?;
+        let (tables, _) = Tables::open(maps)?;
+        let mut router = Self {
+            segments: segments(&config, &attached),
+            config,
+            instance,
+            tables,
+            interfaces: attached,
+            kernel: Kernel::new(socket, port),
+            announcements: Vec::new(),
+            unsettled: false,
+            _lock: lock,
+        };
+        router.reconcile()?;
+        Ok(router)
+    }
+
+    /// Writes pending versions of everything a transaction changes. All or nothing, idempotent.
+    pub fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
+        let write = |change: &Change, early| {
+            let version = self.segments.version(&change.rule)?;
+            Ok(Write {
+                address: change.address,
+                version,
+                early,
+            })
+        };
+        let early = changes.early.iter().map(|change| write(change, true));
+        let pending = changes.pending.iter().map(|change| write(change, false));
+        let writes = early
+            .chain(pending)
+            .collect::<Result<Vec<_>, RouterError>>()?;
+        self.tables
+            .prepare(id, &writes, &self.segments, &mut |_, _, _| {})?;
+        self.watch(writes.iter().map(|write| write.address))
+    }
+
+    /// Makes a transaction count: one store. Idempotent; it is announced each time, since the
+    /// process that committed it may have been killed before it announced anything.
+    pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
+        let report = self.tables.commit(id)?;
+        let changed = self.announce(id);
+        // What is decided does not wait for the kernel's routes: packets need none of them.
+        if let Err(error) = self.kernel.follow(changed.into_iter()) {
+            tracing::error!(%error, "host routes do not follow the commit yet");
+            self.unsettled = true;
+        }
+        Ok(report)
+    }
+
+    /// Queues a transaction's announcements; returns what it changes.
+    fn announce(&mut self, id: TransactionId) -> Vec<(Ipv4Addr, Version)> {
+        let gateway_mac = self.config.gateway_mac.0;
+        let changed: Vec<(Ipv4Addr, Version)> = self
+            .tables
+            .entries_of(id)
+            .iter()
+            .map(|entry| (Ipv4Addr::from(entry.address), entry.pending))
+            .collect();
+        for (address, version) in &changed {
+            let mac = self
+                .interfaces
+                .get(&version.ifindex)
+                .map_or([0; 6], |attached| attached.interface.mac);
+            self.announcements
+                .extend(Announcement::of(*address, version, gateway_mac, mac));
+        }
+        changed
+    }
+
+    /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
+    /// does not hold; refused after the commit.
+    pub fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        let addresses = self.addresses_of(id);
+        self.tables.abort(id)?;
+        self.watch(addresses.into_iter())
+    }
+
+    /// Brings current versions up to a committed transaction's and frees its slot. Idempotent, also
+    /// for transactions that the router does not hold.
+    pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        let addresses = self.addresses_of(id);
+        self.tables.fold(id)?;
+        self.watch(addresses.into_iter())?;
+        if self.unsettled {
+            self.reconcile()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
+    pub fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+        self.tables.retire(addresses)?;
+        let versions: Vec<(Ipv4Addr, Version)> = addresses
+            .iter()
+            .map(|address| {
+                let entry = self.tables.entry(*address).unwrap_or_default();
+                (*address, self.tables.effective(&entry))
+            })
+            .collect();
+        self.kernel.follow(versions.into_iter())?;
+        self.watch(addresses.iter().copied())
+    }
+
+    /// Makes `rules` the whole table, as one transaction. Entries that an unfinished transaction
+    /// holds are left alone.
+    pub fn replace(
+        &mut self,
+        rules: &BTreeMap<Ipv4Addr, Rule>,
+    ) -> Result<ApplyReport, RouterError> {
+        let table = rules
+            .iter()
+            .map(|(address, rule)| Ok((*address, self.segments.version(rule)?)))
+            .collect::<Result<Vec<_>, RouterError>>()?;
+        self.apply(table, false, &mut |_, _, _| {})
+    }
+
+    /// Makes a table count as one transaction; with `merge`, addresses that it does not name stay
+    /// as they are.
+    fn apply(
+        &mut self,
+        table: Vec<(Ipv4Addr, Version)>,
+        merge: bool,
+        progress: Progress<'_>,
+    ) -> Result<ApplyReport, RouterError> {
+        let mut report = ApplyReport::default();
+        let mut writes = Vec::with_capacity(table.len());
+        if !merge {
+            let named: HashSet<Ipv4Addr> = table.iter().map(|(address, _)| *address).collect();
+            for (address, entry) in self.tables.addresses() {
+                if named.contains(&address) {
+                    continue;
+                }
+                if entry.reference().is_some() {
+                    report.held += 1;
+                } else if action(&entry.current) != Action::Absent {
+                    report.removed += 1;
+                    writes.push(Write {
+                        address,
+                        version: Version::default(),
+                        early: false,
+                    });
+                }
+            }
+        }
+        for (address, version) in table {
+            match self.tables.entry(address) {
+                Some(entry) if entry.reference().is_some() => {
+                    report.held += 1;
+                    continue;
+                }
+                Some(entry) if same(&entry.current, &version) => {
+                    report.unchanged += 1;
+                    continue;
+                }
+                Some(entry) if action(&entry.current) != Action::Absent => report.changed += 1,
+                Some(_) | None => report.added += 1,
+            }
+            writes.push(Write {
+                address,
+                version,
+                early: false,
+            });
+        }
+        if writes.is_empty() {
+            return Ok(report);
+        }
+        self.tables
+            .prepare(APPLY, &writes, &self.segments, progress)?;
+        let addresses: Vec<Ipv4Addr> = writes.iter().map(|write| write.address).collect();
+        drop(writes);
+        self.watch(addresses.iter().copied())?;
+        progress("committing", 0, 1);
+        let committed = self.commit(APPLY)?;
+        report.committed_at = committed.committed_at;
+        report.grace = committed.grace;
+        progress("folding", 0, 1);
+        self.tables.fold(APPLY)?;
+        self.watch(addresses.into_iter())?;
+        progress("folding", 1, 1);
+        Ok(report)
+    }
+
+    /// Transactions that are prepared or committed and not folded.
+    pub fn held(&self) -> Vec<Held> {
+        self.tables
+            .held()
+            .map(|(id, state, committed_at)| Held {
+                id,
+                state,
+                committed_at,
+            })
+            .collect()
+    }
+
+    /// The table as it was before the transactions that are held.
+    pub fn table(&self) -> BTreeMap<Ipv4Addr, Rule> {
+        self.tables
+            .addresses()
+            // An early change is the transaction's that it came with.
+            .filter(|(_, entry)| entry.reference == 0 || entry.current != entry.pending)
+            .filter(|(_, entry)| action(&entry.current) != Action::Absent)
+            .map(|(address, entry)| (address, self.segments.rule(&entry.current)))
+            .collect()
+    }
+
+    /// [`crate::rule::digest`] of [`Router::table`].
+    pub fn digest(&self) -> u64 {
+        crate::rule::digest(self.table().iter().map(|(address, rule)| (*address, rule)))
+    }
+
+    /// The fabric's locator pools as the tables hold them.
+    pub fn pools(&self) -> Result<Vec<Ipv4Net>, RouterError> {
+        let doing = || RouterError::system("read the locator pools");
+        let mut pools = Vec::new();
+        let mut key: Option<PoolKey> = None;
+        while let Some(next) = self
+            .tables
+            .maps
+            .pools
+            .next_key(key.as_ref())
+            .map_err(doing())?
+        {
+            let length = u8::try_from(next.prefix_length).unwrap_or(32);
+            pools.extend(Ipv4Net::new(Ipv4Addr::from(next.address), length));
+            key = Some(next);
+        }
+        pools.sort();
+        Ok(pools)
+    }
+
+    /// Sets the fabric's locator pools, in the tables and in the guard.
+    pub fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+        let key = |pool: &Ipv4Net| PoolKey {
+            prefix_length: u32::from(pool.prefix_len()),
+            address: pool.network().octets(),
+        };
+        let boundary: Vec<String> = self
+            .config
+            .interfaces
+            .iter()
+            .filter(|interface| matches!(interface.role, Role::Access | Role::External))
+            .map(|interface| interface.name.clone())
+            .collect();
+        guard::install(&self.instance, &boundary, pools)?;
+        let doing = || RouterError::system("set the locator pools");
+        for pool in pools {
+            self.tables
+                .maps
+                .pools
+                .update(&key(pool), &1_u32)
+                .map_err(doing())?;
+        }
+        for pool in self.pools()?.iter().filter(|pool| !pools.contains(pool)) {
+            self.tables.maps.pools.delete(&key(pool)).map_err(doing())?;
+        }
+        Ok(())
+    }
+
+    /// The highest term of a controller that this router has seen.
+    pub fn term(&self) -> u64 {
+        self.tables
+            .maps
+            .meta
+            .load(0, std::mem::offset_of!(Meta, term))
+    }
+
+    /// Stores a higher term; a lower one is left alone.
+    pub fn set_term(&mut self, term: u64) -> Result<(), RouterError> {
+        if term > self.term() {
+            self.tables
+                .maps
+                .meta
+                .store(0, std::mem::offset_of!(Meta, term), term);
+        }
+        Ok(())
+    }
+
+    /// Announcements of the commits since the last call; the caller sends them with
+    /// [`announce::send`] on [`announce::SCHEDULE`].
+    #[must_use]
+    pub fn take_announcements(&mut self) -> Vec<Announcement> {
+        std::mem::take(&mut self.announcements)
+    }
+
+    /// Takes up a change of links or addresses, after netlink told of one: reads the interfaces'
+    /// MAC addresses, MTUs and gateways again, and sets host routes that the kernel dropped.
+    pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        let found = interfaces::find(&mut self.kernel.socket, &self.config)?;
+        let port = self.kernel.port;
+        self.interfaces =
+            interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
+        self.reconcile()
+    }
+
+    /// Bytes of kernel memory that the maps take.
+    pub fn map_bytes(&self) -> u64 {
+        self.tables.maps.bytes
+    }
+
+    fn addresses_of(&self, id: TransactionId) -> Vec<Ipv4Addr> {
+        let entries = self.tables.entries_of(id);
+        entries
+            .iter()
+            .map(|entry| Ipv4Addr::from(entry.address))
+            .collect()
+    }
+
+    /// Lets promiscuous mode follow what became of these addresses.
+    fn watch(&mut self, addresses: impl Iterator<Item = Ipv4Addr>) -> Result<(), RouterError> {
+        for address in addresses {
+            let entry = self.tables.entry(address).unwrap_or_default();
+            self.kernel.watch(address, &entry);
+        }
+        self.follow_promiscuity()
+    }
+
+    fn follow_promiscuity(&mut self) -> Result<(), RouterError> {
+        for (ifindex, attached) in &mut self.interfaces {
+            let ours = attached.interface.flags & FLAG_PROMISCUOUS != 0;
+            let needed = self.kernel.needs_promiscuity(*ifindex);
+            // What the operator switched on stays on.
+            if needed == ours || (needed && kernel::is_promiscuous(&attached.link)) {
+                continue;
+            }
+            attached.interface.flags ^= FLAG_PROMISCUOUS;
+            self.tables
+                .maps
+                .interfaces
+                .update(ifindex, &attached.interface)
+                .map_err(RouterError::system("note promiscuous mode"))?;
+            self.kernel.set_promiscuous(*ifindex, needed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel's state follow the tables, whatever it was.
+    fn reconcile(&mut self) -> Result<(), RouterError> {
+        let access: HashSet<u32> = self
+            .interfaces
+            .iter()
+            .filter(|(_, attached)| attached.interface.role == Role::Access as u8)
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        let tables = &self.tables;
+        let entries = tables
+            .addresses()
+            .map(|(address, entry)| (address, entry, tables.effective(&entry)));
+        self.kernel.reconcile(entries, &access)?;
+        self.unsettled = false;
+        self.follow_promiscuity()
+    }
+
+    fn save_state(&self) -> Result<(), RouterError> {
+        let path = self.instance.state_file();
+        let write = || -> std::io::Result<()> {
+            let aside = path.with_extension("next");
+            fs::write(&aside, serde_json::to_vec_pretty(&self.config)?)?;
+            fs::rename(&aside, &path)
+        };
+        write().map_err(RouterError::system(format!("write {}", path.display())))
+    }
+}
+
+fn open_socket() -> Result<Socket, RouterError> {
+    Socket::open().map_err(RouterError::system("open a netlink socket"))
+}
+
+fn not_loaded(instance: &Instance) -> RouterError {
+    RouterError::NotLoaded {
+        instance: instance.name.clone(),
+        path: instance.maps(),
+    }
+}
+
+/// What the instance was loaded with.
+fn load_state(instance: &Instance) -> Result<RouterConfig, RouterError> {
+    let path = instance.state_file();
+    if !path.exists() {
+        return Err(not_loaded(instance));
+    }
+    let read =
+        || -> std::io::Result<RouterConfig> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
+    read().map_err(RouterError::system(format!("read {}", path.display())))
+}
+
+fn segments(config: &RouterConfig, attached: &BTreeMap<u32, Attached>) -> Segments {
+    let mut segments = Segments::default();
+    for (ifindex, attached) in attached {
+        let interface = config
+            .interfaces
+            .iter()
+            .find(|interface| interface.name == attached.name);
+        if let Some(segment) = interface.and_then(|interface| interface.segment.clone()) {
+            segments.insert(segment, *ifindex);
+        }
+    }
+    segments
+}
+
+/// Says what the maps are; the magic last, so that it vouches for the rest.
+fn write_meta(maps: &Maps, config: &RouterConfig, adopted: bool) {
+    let term = if adopted { maps.meta.get(0).term } else { 0 };
+    let meta = Meta {
+        magic: META_MAGIC,
+        abi_version: ABI_VERSION,
+        term,
+        entry_capacity: u32::try_from(maps.entries.len()).unwrap_or(u32::MAX),
+        interface_capacity: maps.counters.info.max_entries / natmig_common::Counter::COUNT,
+        gateway_mac: config.gateway_mac.0,
+        _pad: [0; 2],
+        _reserved: [0; 4],
+    };
+    let bytes = bytemuck::bytes_of(&meta);
+    maps.meta.write(0, 8, &bytes[8..]);
+    maps.meta.write(0, 0, &bytes[..8]);
+}
+
+/// Whether this binary holds an eBPF program.
+pub fn has_program() -> bool {
+    loader::has_program()
+}
+
+/// Detaches an instance and removes all that it holds in the kernel: links, maps, port, guard,
+/// routes, promiscuous mode.
+pub fn unload(instance: &str) -> Result<(), RouterError> {
+    let instance = Instance::new(instance);
+    if !instance.pins().exists() {
+        return Err(not_loaded(&instance));
+    }
+    let _lock = instance.lock()?;
+    remove_all(&instance)
+}
+
+fn remove_all(instance: &Instance) -> Result<(), RouterError> {
+    let mut socket = open_socket()?;
+    let interfaces = match Maps::open(&instance.maps(), true) {
+        Ok(maps) => interfaces::read(&maps)?,
+        // A start that failed early has none.
+        Err(_) => BTreeMap::new(),
+    };
+    loader::remove_pins(instance)?;
+    let port = Kernel::find_port(&mut socket, instance)?;
+    kernel::remove(&mut socket, port, &interfaces)?;
+    guard::remove(instance)?;
+    let path = instance.state_file();
+    loader::remove_file(&path).map_err(RouterError::system(format!("remove {}", path.display())))
+}

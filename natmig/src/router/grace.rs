@@ -1,0 +1,68 @@
+//! Grace periods: when is no packet any longer processed under the old state?
+//!
+//! Two kinds. The fast one reads the programs' activity counters: after a full fence, each CPU's
+//! `entered` is read, and the CPU has left the old state when its `left` has reached that number.
+//! An idle CPU's numbers are equal, so it is not waited for. The other is an RCU grace period of
+//! the kernel; it takes milliseconds and precedes every reuse of memory.
+
+use std::{
+    io, mem,
+    sync::atomic::{Ordering, fence},
+    time::{Duration, Instant},
+};
+
+use natmig_common::Activity;
+
+use super::{RouterError, bpf, bpf::Shared};
+
+/// How long the fast grace period watches a CPU before it takes the slow, certain way. A packet
+/// takes microseconds; this long only lasts a CPU that was taken away from its virtual machine.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// `MEMBARRIER_CMD_GLOBAL`, include/uapi/linux/membarrier.h.
+const MEMBARRIER_GLOBAL: libc::c_int = 1;
+
+/// Waits until every packet that began before the call has ended.
+pub(super) fn fast(activity: &Shared<Activity>) -> Result<Duration, RouterError> {
+    let start = Instant::now();
+    // The counterpart of the programs' atomic exchange of `entered`: either the exchange comes
+    // first and is seen here, or the packet sees what was stored before this fence.
+    fence(Ordering::SeqCst);
+    for cpu in 0..activity.len() {
+        let entered = activity.load(cpu, mem::offset_of!(Activity, entered));
+        let mut spins = 0_u32;
+        while activity.load(cpu, mem::offset_of!(Activity, left)) < entered {
+            spins += 1;
+            if spins < 1000 {
+                std::hint::spin_loop();
+            } else if start.elapsed() < PATIENCE {
+                // The CPU that is waited for may be this one.
+                std::thread::yield_now();
+            } else {
+                // Programs run inside RCU read sections, so this proves the same.
+                rcu()?;
+                return Ok(start.elapsed());
+            }
+        }
+    }
+    Ok(start.elapsed())
+}
+
+/// Waits for an RCU grace period: after it, nothing in the kernel holds what was unlinked before.
+pub(super) fn rcu() -> Result<(), RouterError> {
+    // SAFETY: membarrier takes no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // Not there with `nohz_full`, or compiled out.
+        Some(libc::EINVAL | libc::ENOSYS) => bpf::replace_inner_map().map_err(RouterError::system(
+            "wait for a grace period with a map of maps",
+        )),
+        _ => Err(RouterError::system(
+            "wait for a grace period with membarrier",
+        )(error)),
+    }
+}

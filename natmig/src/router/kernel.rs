@@ -1,0 +1,375 @@
+//! What natmig keeps in the kernel beside its programs: the router's port, host routes and permanent
+//! neighbours under a protocol number of natmig's own, promiscuous mode.
+//!
+//! All of it follows from the tables and is reconciled with them at start.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Version};
+
+use super::{
+    RouterError,
+    instance::Instance,
+    netlink::{Change, Link, Socket},
+    version::{action, is_home},
+};
+
+/// `ETHTOOL_STXCSUM`, include/uapi/linux/ethtool.h.
+const SET_TX_CHECKSUM: u32 = 0x17;
+
+/// Both ends of the router's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    /// The kernel's end, where host routes point.
+    pub(super) near: u32,
+    /// natmig's end, where the program runs.
+    pub(super) far: u32,
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u32,
+}
+
+/// How the kernel reaches an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostRoute {
+    /// Through the router's port, where the program translates.
+    Port,
+    /// Directly, on the access interface where the VM visits.
+    Access { ifindex: u32, mac: [u8; 6] },
+}
+
+fn host_route(version: &Version) -> Option<HostRoute> {
+    if is_home(version) {
+        return Some(HostRoute::Port);
+    }
+    let visiting = action(version) == Action::Local && version.counterpart != [0; 4];
+    visiting.then_some(HostRoute::Access {
+        ifindex: version.ifindex,
+        mac: version.mac,
+    })
+}
+
+/// The interface on which frames for other MAC addresses matter because of a version.
+fn watched(version: &Version) -> Option<u32> {
+    (is_home(version) || action(version) == Action::Local).then_some(version.ifindex)
+}
+
+/// The kernel's state of one instance.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) socket: Socket,
+    pub(super) port: Port,
+    routes: HashMap<Ipv4Addr, HostRoute>,
+    watched: BTreeMap<u32, HashSet<Ipv4Addr>>,
+}
+
+impl Kernel {
+    pub(super) fn new(socket: Socket, port: Port) -> Self {
+        Self {
+            socket,
+            port,
+            routes: HashMap::new(),
+            watched: BTreeMap::new(),
+        }
+    }
+
+    /// Finds the port, or creates it; sets it up either way.
+    pub(super) fn ensure_port(
+        socket: &mut Socket,
+        instance: &Instance,
+        mtu: u32,
+    ) -> Result<Port, RouterError> {
+        let (near, far) = instance.port();
+        let doing = || RouterError::system(format!("set up the router's port {near}"));
+        if Self::find_port(socket, instance)?.is_none() {
+            socket
+                .create_port(&near, &far, port_mac(&instance.name))
+                .map_err(doing())?;
+        }
+        let Some(port) = Self::find_port(socket, instance)? else {
+            return Err(RouterError::NoInterface(near));
+        };
+        for ifindex in [port.near, port.far] {
+            if port.mtu != mtu {
+                socket.set_mtu(ifindex, mtu).map_err(doing())?;
+            }
+            let flags = libc::IFF_NOARP | libc::IFF_UP;
+            socket.set_flags(ifindex, flags, flags).map_err(doing())?;
+        }
+        // The program cannot complete a checksum that the kernel left to hardware.
+        disable_tx_checksum(&near).map_err(doing())?;
+        write_sysctl(&far, "rp_filter", "0").map_err(doing())?;
+        Ok(Port { mtu, ..port })
+    }
+
+    /// The port, if it exists.
+    pub(super) fn find_port(
+        socket: &mut Socket,
+        instance: &Instance,
+    ) -> Result<Option<Port>, RouterError> {
+        let (near, far) = instance.port();
+        let links = socket
+            .links()
+            .map_err(RouterError::system("list interfaces"))?;
+        let find = |name: &str| links.iter().find(|link| link.name == name);
+        let (Some(near_link), Some(far_link)) = (find(&near), find(&far)) else {
+            return Ok(None);
+        };
+        if near_link.kind.as_deref() != Some("veth") || near_link.mac != far_link.mac {
+            return Err(RouterError::NotOurs { path: near.into() });
+        }
+        Ok(Some(Port {
+            near: near_link.ifindex,
+            far: far_link.ifindex,
+            mac: near_link.mac,
+            mtu: near_link.mtu,
+        }))
+    }
+
+    /// Makes the kernel hold what the tables say, whatever it holds. `entries` come with the
+    /// version that counts.
+    pub(super) fn reconcile(
+        &mut self,
+        entries: impl Iterator<Item = (Ipv4Addr, Entry, Version)>,
+        access: &HashSet<u32>,
+    ) -> Result<(), RouterError> {
+        let mut wanted = HashMap::new();
+        for (address, entry, version) in entries {
+            self.watch(address, &entry);
+            if let Some(route) = host_route(&version) {
+                wanted.insert(address, route);
+            }
+        }
+        let doing = || RouterError::system("reconcile host routes and neighbours");
+        let mut changes = Vec::new();
+        let ours = |ifindex: &u32| *ifindex == self.port.near || access.contains(ifindex);
+        let mut present = HashSet::new();
+        for (address, ifindex) in self.socket.routes().map_err(doing())? {
+            let right = match wanted.get(&address) {
+                Some(HostRoute::Port) => ifindex == self.port.near,
+                Some(HostRoute::Access { ifindex: right, .. }) => ifindex == *right,
+                None => false,
+            };
+            if right {
+                present.insert(address);
+            } else if ours(&ifindex) {
+                changes.push(Change::RemoveRoute { address, ifindex });
+            }
+        }
+        let mut resolved = HashSet::new();
+        for (address, ifindex, mac) in self.socket.neighbors().map_err(doing())? {
+            if wanted.get(&address) == Some(&HostRoute::Access { ifindex, mac }) {
+                resolved.insert(address);
+            } else if ours(&ifindex) {
+                changes.push(Change::RemoveNeighbor { address, ifindex });
+            }
+        }
+        for (address, route) in &wanted {
+            if let HostRoute::Access { ifindex, mac } = *route
+                && !resolved.contains(address)
+            {
+                changes.push(Change::AddNeighbor {
+                    address: *address,
+                    ifindex,
+                    mac,
+                });
+            }
+            if !present.contains(address) {
+                changes.push(self.add_route(*address, *route));
+            }
+        }
+        self.socket.apply(&changes).map_err(doing())?;
+        self.routes = wanted;
+        Ok(())
+    }
+
+    fn add_route(&self, address: Ipv4Addr, route: HostRoute) -> Change {
+        let ifindex = match route {
+            HostRoute::Port => self.port.near,
+            HostRoute::Access { ifindex, .. } => ifindex,
+        };
+        Change::AddRoute { address, ifindex }
+    }
+
+    /// Lets the kernel's routes and neighbours follow versions that count from here on.
+    pub(super) fn follow(
+        &mut self,
+        versions: impl Iterator<Item = (Ipv4Addr, Version)>,
+    ) -> Result<(), RouterError> {
+        let mut changes = Vec::new();
+        for (address, version) in versions {
+            let wanted = host_route(&version);
+            let held = self.routes.get(&address).copied();
+            if wanted == held {
+                continue;
+            }
+            if let Some(HostRoute::Access { ifindex, .. }) = held {
+                changes.push(Change::RemoveNeighbor { address, ifindex });
+            }
+            if let Some(route) = wanted {
+                if let HostRoute::Access { ifindex, mac } = route {
+                    changes.push(Change::AddNeighbor {
+                        address,
+                        ifindex,
+                        mac,
+                    });
+                }
+                changes.push(self.add_route(address, route));
+                self.routes.insert(address, route);
+            } else {
+                self.routes.remove(&address);
+                let ifindex = match held {
+                    Some(HostRoute::Access { ifindex, .. }) => ifindex,
+                    Some(HostRoute::Port) | None => self.port.near,
+                };
+                changes.push(Change::RemoveRoute { address, ifindex });
+            }
+        }
+        self.socket
+            .apply(&changes)
+            .map_err(RouterError::system("set host routes and neighbours"))
+    }
+
+    /// Notes on which interfaces frames for others matter because of an address.
+    pub(super) fn watch(&mut self, address: Ipv4Addr, entry: &Entry) {
+        let pending = entry.reference().and_then(|_| watched(&entry.pending));
+        let needed = [watched(&entry.current), pending];
+        for (ifindex, addresses) in &mut self.watched {
+            if !needed.contains(&Some(*ifindex)) {
+                addresses.remove(&address);
+            }
+        }
+        for ifindex in needed.into_iter().flatten() {
+            self.watched.entry(ifindex).or_default().insert(address);
+        }
+    }
+
+    /// Whether an interface must take frames for others.
+    pub(super) fn needs_promiscuity(&self, ifindex: u32) -> bool {
+        self.watched
+            .get(&ifindex)
+            .is_some_and(|addresses| !addresses.is_empty())
+    }
+
+    /// Switches promiscuous mode.
+    pub(super) fn set_promiscuous(&mut self, ifindex: u32, on: bool) -> Result<(), RouterError> {
+        let flags = if on { libc::IFF_PROMISC } else { 0 };
+        self.socket
+            .set_flags(ifindex, flags, libc::IFF_PROMISC)
+            .map_err(RouterError::system(format!(
+                "switch promiscuous mode of interface {ifindex}"
+            )))
+    }
+}
+
+/// Removes what an instance holds in the kernel.
+pub(super) fn remove(
+    socket: &mut Socket,
+    port: Option<Port>,
+    interfaces: &BTreeMap<u32, Interface>,
+) -> Result<(), RouterError> {
+    let doing = || RouterError::system("remove host routes, neighbours and port");
+    let mut changes = Vec::new();
+    for (address, ifindex, _) in socket.neighbors().map_err(doing())? {
+        if interfaces.contains_key(&ifindex) {
+            changes.push(Change::RemoveNeighbor { address, ifindex });
+        }
+    }
+    for (address, ifindex) in socket.routes().map_err(doing())? {
+        if interfaces.contains_key(&ifindex) || port.is_some_and(|port| port.near == ifindex) {
+            changes.push(Change::RemoveRoute { address, ifindex });
+        }
+    }
+    socket.apply(&changes).map_err(doing())?;
+    for (ifindex, interface) in interfaces {
+        if interface.flags & FLAG_PROMISCUOUS != 0 {
+            socket
+                .set_flags(*ifindex, 0, libc::IFF_PROMISC)
+                .map_err(doing())?;
+        }
+    }
+    if let Some(port) = port {
+        socket.remove_link(port.near).map_err(doing())?;
+    }
+    Ok(())
+}
+
+/// Whether somebody switched promiscuous mode of an interface on.
+pub(super) fn is_promiscuous(link: &Link) -> bool {
+    link.flags & libc::IFF_PROMISC.cast_unsigned() != 0
+}
+
+/// The MAC address of both ends of a port: locally administered, the same at every start.
+fn port_mac(instance: &str) -> [u8; 6] {
+    use sha2::{Digest as _, Sha256};
+    let hash = Sha256::digest(instance.as_bytes());
+    [0x02, 0x6e, 0x6d, hash[0], hash[1], hash[2]]
+}
+
+fn disable_tx_checksum(interface: &str) -> io::Result<()> {
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    // SAFETY: socket takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut value = Value {
+        command: SET_TX_CHECKSUM,
+        data: 0,
+    };
+    // SAFETY: all zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request and the value it points to are valid during the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn write_sysctl(interface: &str, name: &str, value: &str) -> io::Result<()> {
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"), value)
+}
+
+/// What the network namespace's settings do to natmig, where that is not what it needs.
+pub(super) fn warnings(interfaces: &[String]) -> Vec<String> {
+    let read = |path: String| -> u32 {
+        std::fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let conf =
+        |interface: &str, name: &str| read(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"));
+    let mut warnings = Vec::new();
+    if read("/proc/sys/net/ipv4/ip_forward".to_owned()) == 0 {
+        warnings.push(
+            "net.ipv4.ip_forward is 0, so this router forwards nothing: set it to 1".to_owned(),
+        );
+    }
+    for interface in interfaces {
+        // The kernel takes the larger of the two.
+        if conf("all", "rp_filter").max(conf(interface, "rp_filter")) == 1 {
+            warnings.push(format!("net.ipv4.conf.{interface}.rp_filter is strict, so fall-backs to the kernel may be dropped: set it and net.ipv4.conf.all.rp_filter to 2 or 0"));
+        }
+        if conf("all", "send_redirects").max(conf(interface, "send_redirects")) == 1 {
+            warnings.push(format!("net.ipv4.conf.{interface}.send_redirects is on, so hosts may be told other paths: set it and net.ipv4.conf.all.send_redirects to 0"));
+        }
+    }
+    warnings
+}

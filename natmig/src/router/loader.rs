@@ -1,0 +1,312 @@
+//! Programs, maps and links: created, adopted, upgraded and removed.
+//!
+//! A link is never detached to be replaced: its program is exchanged in place. Whatever a fresh
+//! start made is removed again when it fails.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{ProgramFd, Xdp},
+};
+use natmig_common::{Counter, names};
+
+use super::{
+    AttachedInterface, RouterError,
+    bpf::{self, LinkInfo, ProgramInfo},
+    instance::Instance,
+    netlink::Link,
+};
+use crate::config::RouterConfig;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natmig.bpf.o"));
+
+/// Whether the binary holds the program.
+pub(super) fn has_program() -> bool {
+    !OBJECT.is_empty()
+}
+
+/// Interfaces that may come after the start.
+const SPARE_INDICES: u32 = 256;
+/// Interfaces that the counters have room for beyond those that exist.
+const SPARE_COUNTERS: u32 = 16;
+
+/// A loaded program.
+pub(super) struct Program {
+    _ebpf: Ebpf,
+    fd: ProgramFd,
+}
+
+/// The sizes of maps that are created.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) addresses: u32,
+    pub(super) cpus: u32,
+    pub(super) largest_ifindex: u32,
+    pub(super) interfaces: u32,
+    pub(super) binding_counters: bool,
+}
+
+/// Refuses interfaces on which somebody else's program runs.
+pub(super) fn check_foreign(instance: &Instance, link: &Link) -> Result<(), RouterError> {
+    let Some(id) = link.xdp else { return Ok(()) };
+    let ours = open_link(instance, link.ifindex)?
+        .is_some_and(|(_, info)| info.ifindex == link.ifindex && info.program_id == id);
+    if ours {
+        return Ok(());
+    }
+    let name = bpf::program_by_id(id).map_or_else(|_| "?".to_owned(), |info| info.name());
+    Err(RouterError::ForeignProgram {
+        interface: link.name.clone(),
+        id,
+        name,
+    })
+}
+
+fn open_link(
+    instance: &Instance,
+    ifindex: u32,
+) -> Result<Option<(OwnedFd, LinkInfo)>, RouterError> {
+    let path = instance.link(ifindex);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let doing = || RouterError::system(format!("open the pinned link {}", path.display()));
+    let link = bpf::open_pin(&path, false).map_err(doing())?;
+    let info = bpf::info(link.as_fd()).map_err(doing())?;
+    Ok(Some((link, info)))
+}
+
+/// Creates the directories of the pins.
+pub(super) fn create_directories(instance: &Instance) -> Result<(), RouterError> {
+    for directory in [instance.maps(), instance.links(), instance.programs()] {
+        fs::create_dir_all(&directory).map_err(RouterError::system(format!(
+            "create {}",
+            directory.display()
+        )))?;
+    }
+    Ok(())
+}
+
+/// Loads the program; maps that are pinned are adopted, others created and pinned.
+pub(super) fn load(
+    instance: &Instance,
+    object: Option<&[u8]>,
+    sizes: Sizes,
+) -> Result<Program, RouterError> {
+    let object = object.unwrap_or(OBJECT);
+    if object.is_empty() {
+        return Err(RouterError::NoProgram);
+    }
+    // The verifier's log is expensive, so it is only asked for when it has to explain a refusal.
+    load_once(instance, object, sizes, VerifierLogLevel::DISABLE)
+        .or_else(|_| load_once(instance, object, sizes, VerifierLogLevel::default()))
+}
+
+fn load_once(
+    instance: &Instance,
+    object: &[u8],
+    sizes: Sizes,
+    log: VerifierLogLevel,
+) -> Result<Program, RouterError> {
+    let describe = |error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        RouterError::Program(text)
+    };
+    let binding_counters = u32::from(sizes.binding_counters);
+    // x86 and s390 keep stores in order; elsewhere `left` has to be an exchange as well.
+    let weak_order = u32::from(!cfg!(any(target_arch = "x86_64", target_arch = "s390x")));
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .verifier_log_level(log)
+        .override_global("BINDING_COUNTERS_ON", &binding_counters, false)
+        .override_global("WEAK_ORDER", &weak_order, false)
+        .map_max_entries(names::ENTRIES, sizes.addresses)
+        .map_max_entries(names::INDEX_IPV4, sizes.addresses)
+        .map_max_entries(names::ACTIVITY, sizes.cpus)
+        .map_max_entries(names::INTERFACES, sizes.largest_ifindex + SPARE_INDICES)
+        .map_max_entries(
+            names::COUNTERS,
+            (sizes.interfaces + SPARE_COUNTERS) * Counter::COUNT,
+        )
+        .map_max_entries(
+            names::BINDING_COUNTERS,
+            if sizes.binding_counters {
+                sizes.addresses
+            } else {
+                1
+            },
+        );
+    let directory = instance.maps();
+    for name in names::MAPS {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    let mut ebpf = loader.load(object).map_err(|error| describe(&error))?;
+    let program: &mut Xdp = ebpf
+        .program_mut(names::PROGRAM)
+        .ok_or_else(|| {
+            RouterError::Program(format!("the object has no program {}", names::PROGRAM))
+        })?
+        .try_into()
+        .map_err(|error: aya::programs::ProgramError| describe(&error))?;
+    program.load().map_err(|error| describe(&error))?;
+    let fd = program
+        .fd()
+        .map_err(|error| describe(&error))?
+        .try_clone()
+        .map_err(RouterError::system("keep the program"))?;
+    let program = Program { _ebpf: ebpf, fd };
+    // Maps that the program does not use are no less the instance's.
+    for name in names::MAPS {
+        let path = directory.join(name);
+        if !path.exists() {
+            return Err(RouterError::Program(format!(
+                "the object has no map {name}"
+            )));
+        }
+    }
+    Ok(program)
+}
+
+/// Pins the program in the place of its predecessor.
+pub(super) fn pin_program(instance: &Instance, program: &Program) -> Result<(), RouterError> {
+    let path = instance.programs().join(names::PROGRAM);
+    let aside = instance.programs().join("next");
+    let pin = || -> io::Result<()> {
+        remove_file(&aside)?;
+        bpf::pin(program.fd.as_fd(), &aside)?;
+        fs::rename(&aside, &path)
+    };
+    pin().map_err(RouterError::system(format!("pin {}", path.display())))
+}
+
+/// Runs the program on an interface: in the place of its predecessor, or attached anew.
+pub(super) fn attach(
+    instance: &Instance,
+    program: &Program,
+    link: &Link,
+    role: &'static str,
+    generic: bool,
+) -> Result<AttachedInterface, RouterError> {
+    let name = &link.name;
+    let attached = |mode, replaced| AttachedInterface {
+        name: name.clone(),
+        ifindex: link.ifindex,
+        role,
+        mode,
+        replaced,
+    };
+    let mode = |generic: bool| if generic { "generic" } else { "native" };
+    if let Some((pinned, info)) = open_link(instance, link.ifindex)? {
+        if info.ifindex == link.ifindex {
+            bpf::update_link(pinned.as_fd(), program.fd.as_fd()).map_err(RouterError::system(
+                format!("replace the program of {name}"),
+            ))?;
+            return Ok(attached(mode(link.xdp_generic), true));
+        }
+        // The interface it was on is gone.
+        let path = instance.link(link.ifindex);
+        remove_file(&path).map_err(RouterError::system(format!("remove {}", path.display())))?;
+    }
+    let flags = if generic {
+        bpf::XDP_GENERIC
+    } else {
+        bpf::XDP_NATIVE
+    };
+    let attached_link =
+        bpf::attach_xdp(program.fd.as_fd(), link.ifindex, flags).map_err(|cause| {
+            let interface = name.clone();
+            match cause.raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) if !generic => {
+                    RouterError::NoNativeXdp { interface, cause }
+                }
+                _ => RouterError::system(format!("attach to {name}"))(cause),
+            }
+        })?;
+    let path = instance.link(link.ifindex);
+    bpf::pin(attached_link.as_fd(), &path)
+        .map_err(RouterError::system(format!("pin {}", path.display())))?;
+    Ok(attached(mode(generic), false))
+}
+
+/// Detaches from interfaces that are not among these.
+pub(super) fn detach_others(instance: &Instance, keep: &[u32]) -> Result<(), RouterError> {
+    let directory = instance.links();
+    let doing = || RouterError::system(format!("clean up {}", directory.display()));
+    let keep: Vec<_> = keep.iter().map(|ifindex| instance.link(*ifindex)).collect();
+    for file in fs::read_dir(&directory).map_err(doing())? {
+        let path = file.map_err(doing())?.path();
+        if !keep.contains(&path) {
+            remove_file(&path).map_err(doing())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes all pins: links first, so that no program runs without its maps' names.
+pub(super) fn remove_pins(instance: &Instance) -> Result<(), RouterError> {
+    for directory in [
+        instance.links(),
+        instance.programs(),
+        instance.maps(),
+        instance.pins(),
+    ] {
+        let remove = || -> io::Result<()> {
+            if !directory.exists() {
+                return Ok(());
+            }
+            for file in fs::read_dir(&directory)? {
+                let path = file?.path();
+                if path.is_dir() {
+                    fs::remove_dir(&path)?;
+                } else {
+                    fs::remove_file(&path)?;
+                }
+            }
+            fs::remove_dir(&directory)
+        };
+        remove().map_err(RouterError::system(format!(
+            "remove {}",
+            directory.display()
+        )))?;
+    }
+    Ok(())
+}
+
+/// Id of the program that is pinned.
+pub(super) fn pinned_program(instance: &Instance) -> Option<u32> {
+    let fd = bpf::open_pin(&instance.programs().join(names::PROGRAM), false).ok()?;
+    bpf::info::<ProgramInfo>(fd.as_fd())
+        .ok()
+        .map(|info| info.id)
+}
+
+/// Room that the tables' sizes are computed for.
+pub(super) fn sizes(config: &RouterConfig, largest_ifindex: u32) -> Result<Sizes, RouterError> {
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, error)| RouterError::system(format!("read {path}"))(error))?;
+    Ok(Sizes {
+        addresses: config.max_addresses,
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        largest_ifindex,
+        interfaces: u32::try_from(config.interfaces.len() + 1).unwrap_or(u32::MAX),
+        binding_counters: config.binding_counters,
+    })
+}
+
+pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,527 @@
+//! Read-only view of an instance's pinned maps; needs no daemon and no lock.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use natmig_common::{
+    Action, BindingTraffic, Counter, CounterClass, Entry, PoolKey, Role, SlotState, Traffic,
+    Version,
+};
+use serde::Serialize;
+
+use super::{
+    GuardCounter, RouterError, guard,
+    instance::Instance,
+    interfaces, load_state, loader,
+    maps::Maps,
+    netlink::Socket,
+    not_loaded,
+    version::{action, is_home},
+};
+use crate::{config::RouterConfig, rule::MacAddress};
+
+/// An instance's tables, as they are while they are read.
+#[derive(Debug)]
+pub struct Reader {
+    instance: Instance,
+    config: Option<RouterConfig>,
+    maps: Maps,
+    links: HashMap<u32, String>,
+}
+
+/// Where an instance stands as a whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The instance.
+    pub instance: String,
+    /// The router's name.
+    pub router: Option<String>,
+    /// Id of the program that runs.
+    pub program: Option<u32>,
+    /// Version of the maps' layout.
+    pub abi_version: u32,
+    /// Highest term of a controller.
+    pub term: u64,
+    /// Addresses that the tables have room for.
+    pub capacity: u32,
+    /// Bytes of kernel memory that the maps take.
+    pub map_bytes: u64,
+    /// The locator pools.
+    pub pools: Vec<Ipv4Net>,
+    /// MAC address that answers for away VMs.
+    pub gateway_mac: MacAddress,
+}
+
+/// One version of an entry, decoded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VersionView {
+    /// The action's name.
+    pub action: &'static str,
+    /// The other address of the binding.
+    pub counterpart: Option<Ipv4Addr>,
+    /// Where packets go on to, for a locator from which the VM moved on.
+    pub forward: Option<Ipv4Addr>,
+    /// Whether this router is a home edge of the identity.
+    pub home: bool,
+    /// The VM's MAC address.
+    pub mac: Option<MacAddress>,
+    /// The VM's access interface.
+    pub interface: Option<String>,
+    /// The segment behind that.
+    pub segment: Option<String>,
+}
+
+/// The transaction that an entry refers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReferenceView {
+    /// The slot.
+    pub slot: u32,
+    /// The generation of the slot's use.
+    pub generation: u32,
+    /// The transaction's number, if the slot is in that use.
+    pub transaction: Option<u64>,
+    /// `preparing`, `prepared`, `committed` or `stale`.
+    pub phase: &'static str,
+}
+
+/// An entry, decoded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EntryView {
+    /// Its place in the table.
+    pub index: u32,
+    /// The bound address.
+    pub address: Ipv4Addr,
+    /// `current` or `pending`: the version that counts.
+    pub counts: &'static str,
+    /// The current version.
+    pub current: VersionView,
+    /// The pending version and its transaction.
+    pub pending: Option<VersionView>,
+    /// The transaction of the pending version.
+    pub reference: Option<ReferenceView>,
+    /// The entry's traffic, if it is counted.
+    pub traffic: Option<TrafficView>,
+}
+
+impl EntryView {
+    /// The version that counts.
+    pub fn effective(&self) -> &VersionView {
+        match &self.pending {
+            Some(pending) if self.counts == "pending" => pending,
+            Some(_) | None => &self.current,
+        }
+    }
+}
+
+/// Traffic of a bound address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TrafficView {
+    /// Packets to the address.
+    pub packets_to: u64,
+    /// Their bytes.
+    pub bytes_to: u64,
+    /// Packets from the address.
+    pub packets_from: u64,
+    /// Their bytes.
+    pub bytes_from: u64,
+}
+
+impl TrafficView {
+    fn add(&mut self, other: Self) {
+        self.packets_to += other.packets_to;
+        self.bytes_to += other.bytes_to;
+        self.packets_from += other.packets_from;
+        self.bytes_from += other.bytes_from;
+    }
+}
+
+/// A binding: an identity and its locators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BindingView {
+    /// The identity.
+    pub identity: Ipv4Addr,
+    /// The locator; none for a VM that has returned.
+    pub locator: Option<Ipv4Addr>,
+    /// `here`, `away`, `away (home edge)` or `returned`.
+    pub place: &'static str,
+    /// The segment, where this router serves it.
+    pub segment: Option<String>,
+    /// The VM's MAC address, where this router needs it.
+    pub mac: Option<MacAddress>,
+    /// The transaction that changes it.
+    pub transaction: Option<u64>,
+    /// `settled`, or where that transaction stands.
+    pub phase: &'static str,
+    /// Older locators that still lead to it.
+    pub draining: Vec<Ipv4Addr>,
+    /// Traffic of identity and locators together.
+    pub traffic: TrafficView,
+}
+
+/// A transaction that the router holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TransactionView {
+    /// Its number.
+    pub transaction: u64,
+    /// Its slot.
+    pub slot: u32,
+    /// The generation of the slot's use.
+    pub generation: u32,
+    /// Where it stands.
+    pub phase: &'static str,
+    /// Entries that it changes.
+    pub entries: u32,
+    /// When it was committed: nanoseconds since the Unix epoch, 0 before.
+    pub committed_at: u64,
+}
+
+/// One counter of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CounterView {
+    /// The counter's name.
+    pub name: &'static str,
+    /// `passed`, `dropped`, `sent` or `step`.
+    pub class: &'static str,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The counters of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InterfaceView {
+    /// The interface.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its role.
+    pub role: &'static str,
+    /// Whether this router owns the gateway address of its segment.
+    pub gateway_owner: bool,
+    /// Whether natmig switched promiscuous mode on.
+    pub promiscuous: bool,
+    /// Counters, by number.
+    pub counters: Vec<CounterView>,
+}
+
+impl Reader {
+    /// Opens an instance's pinned maps.
+    pub fn open(instance: &str) -> Result<Self, RouterError> {
+        let instance = Instance::new(instance);
+        if Maps::probe(&instance.maps())?.is_none() {
+            return Err(not_loaded(&instance));
+        }
+        let maps = Maps::open(&instance.maps(), true)?;
+        let mut socket = Socket::open().map_err(RouterError::system("open a netlink socket"))?;
+        let links = socket
+            .links()
+            .map_err(RouterError::system("list interfaces"))?;
+        Ok(Self {
+            config: load_state(&instance).ok(),
+            instance,
+            maps,
+            links: links
+                .into_iter()
+                .map(|link| (link.ifindex, link.name))
+                .collect(),
+        })
+    }
+
+    /// Where the instance stands as a whole.
+    pub fn summary(&self) -> Result<Summary, RouterError> {
+        let meta = self.maps.meta.get(0);
+        let mut pools = Vec::new();
+        let mut key: Option<PoolKey> = None;
+        let doing = || RouterError::system("read the locator pools");
+        while let Some(next) = self.maps.pools.next_key(key.as_ref()).map_err(doing())? {
+            let length = u8::try_from(next.prefix_length).unwrap_or(32);
+            pools.extend(Ipv4Net::new(Ipv4Addr::from(next.address), length));
+            key = Some(next);
+        }
+        pools.sort();
+        Ok(Summary {
+            instance: self.instance.name.clone(),
+            router: self.config.as_ref().map(|config| config.router.to_string()),
+            program: loader::pinned_program(&self.instance),
+            abi_version: meta.abi_version,
+            term: meta.term,
+            capacity: meta.entry_capacity,
+            map_bytes: self.maps.bytes,
+            pools,
+            gateway_mac: MacAddress(meta.gateway_mac),
+        })
+    }
+
+    /// All entries, by place in the table.
+    pub fn entries(&self) -> impl Iterator<Item = EntryView> {
+        (0..u32::try_from(self.maps.entries.len()).unwrap_or(u32::MAX))
+            .filter_map(|index| self.view(index))
+    }
+
+    /// The entry of an address, found as the program finds it.
+    pub fn entry(&self, address: Ipv4Addr) -> Result<Option<EntryView>, RouterError> {
+        let index: Option<u32> = self
+            .maps
+            .index
+            .lookup(&address.octets())
+            .map_err(RouterError::system("look an address up"))?;
+        Ok(index
+            .and_then(|index| self.view(index))
+            .filter(|entry| entry.address == address))
+    }
+
+    /// All bindings, by identity.
+    pub fn bindings(&self) -> Vec<BindingView> {
+        let mut bindings: HashMap<Ipv4Addr, BindingView> = HashMap::new();
+        let mut locators = Vec::new();
+        for entry in self.entries() {
+            let version = entry.effective();
+            let place = match (version.action, version.counterpart) {
+                ("away", _) if version.home => "away (home edge)",
+                ("away", _) => "away",
+                ("local", Some(_)) => "here",
+                ("local", None) => "returned",
+                ("absent", _) => {
+                    // A binding that is only prepared.
+                    let Some(pending) = &entry.pending else {
+                        continue;
+                    };
+                    if matches!(pending.action, "away" | "local") {
+                        bindings.insert(entry.address, binding(&entry, pending, "home"));
+                    }
+                    continue;
+                }
+                _ => {
+                    locators.push(entry);
+                    continue;
+                }
+            };
+            bindings.insert(entry.address, binding(&entry, version, place));
+        }
+        for entry in locators {
+            let version = entry.effective();
+            let Some(binding) = version
+                .counterpart
+                .and_then(|identity| bindings.get_mut(&identity))
+            else {
+                continue;
+            };
+            if binding.locator != Some(entry.address) {
+                binding.draining.push(entry.address);
+            }
+            binding.traffic.add(entry.traffic.unwrap_or_default());
+        }
+        let mut bindings: Vec<_> = bindings.into_values().collect();
+        bindings.sort_by_key(|binding| binding.identity);
+        bindings
+    }
+
+    /// The transactions that are held.
+    pub fn transactions(&self) -> Vec<TransactionView> {
+        (0..self.maps.transactions.len())
+            .filter_map(|index| {
+                let slot = self.maps.transactions.get(index);
+                let number = u32::try_from(index).ok()?;
+                let phase = phase(slot.state, slot.word);
+                (slot.state != SlotState::Free as u32).then_some(TransactionView {
+                    transaction: slot.transaction,
+                    slot: number,
+                    generation: slot.generation(),
+                    phase,
+                    entries: slot.entries,
+                    committed_at: slot.committed_at,
+                })
+            })
+            .collect()
+    }
+
+    /// The counters of every interface.
+    pub fn interfaces(&self) -> Result<Vec<InterfaceView>, RouterError> {
+        let cpus = self.maps.activity.len();
+        let mut views = Vec::new();
+        for (ifindex, interface) in interfaces::read(&self.maps)? {
+            let mut counters = Vec::new();
+            for counter in Counter::ALL {
+                let element = u32::from(interface.slot) * Counter::COUNT + u32::from(counter.raw());
+                let values: Vec<Traffic> = self
+                    .maps
+                    .counters
+                    .lookup_per_cpu(&element, cpus)
+                    .map_err(RouterError::system("read counters"))?
+                    .unwrap_or_default();
+                counters.push(CounterView {
+                    name: counter.name(),
+                    class: match counter.class() {
+                        CounterClass::Passed => "passed",
+                        CounterClass::Dropped => "dropped",
+                        CounterClass::Sent => "sent",
+                        CounterClass::Step => "step",
+                    },
+                    packets: values.iter().map(|value| value.packets).sum(),
+                    bytes: values.iter().map(|value| value.bytes).sum(),
+                });
+            }
+            views.push(InterfaceView {
+                interface: self.interface_name(ifindex),
+                ifindex,
+                role: Role::from_raw(interface.role).map_or("?", Role::name),
+                gateway_owner: interface.owns_gateway(),
+                promiscuous: interface.flags & natmig_common::FLAG_PROMISCUOUS != 0,
+                counters,
+            });
+        }
+        Ok(views)
+    }
+
+    /// The guard's counters.
+    pub fn guard(&self) -> Result<Vec<GuardCounter>, RouterError> {
+        guard::counters(&self.instance)
+    }
+
+    fn interface_name(&self, ifindex: u32) -> String {
+        self.links
+            .get(&ifindex)
+            .cloned()
+            .unwrap_or_else(|| format!("#{ifindex}"))
+    }
+
+    fn segment(&self, interface: &str) -> Option<String> {
+        let interfaces = &self.config.as_ref()?.interfaces;
+        let interface = interfaces.iter().find(|config| config.name == interface)?;
+        interface.segment.as_ref().map(ToString::to_string)
+    }
+
+    /// Reads an entry; a writer may be at it, so it is read until two readings agree.
+    fn stable(&self, index: u32) -> Entry {
+        let mut entry = self.maps.entries.get(index as usize);
+        for _ in 0..100 {
+            let again = self.maps.entries.get(index as usize);
+            if again == entry {
+                break;
+            }
+            entry = again;
+        }
+        entry
+    }
+
+    fn view(&self, index: u32) -> Option<EntryView> {
+        if index as usize >= self.maps.entries.len() {
+            return None;
+        }
+        let entry = self.stable(index);
+        if entry.family == 0 {
+            return None;
+        }
+        let reference = entry.reference().map(|reference| {
+            let slot = self.maps.transactions.get(reference.slot() as usize);
+            let held =
+                slot.generation() == reference.generation() && slot.state != SlotState::Free as u32;
+            ReferenceView {
+                slot: reference.slot(),
+                generation: reference.generation(),
+                transaction: held.then_some(slot.transaction),
+                phase: if held {
+                    phase(slot.state, slot.word)
+                } else {
+                    "stale"
+                },
+            }
+        });
+        let committed = reference
+            .as_ref()
+            .is_some_and(|view| view.phase == "committed");
+        Some(EntryView {
+            index,
+            address: Ipv4Addr::from(entry.address),
+            counts: if committed { "pending" } else { "current" },
+            current: self.version(&entry.current),
+            pending: reference.is_some().then(|| self.version(&entry.pending)),
+            reference,
+            traffic: self.traffic(index),
+        })
+    }
+
+    fn version(&self, version: &Version) -> VersionView {
+        let address = |octets: [u8; 4]| {
+            let address = Ipv4Addr::from(octets);
+            (!address.is_unspecified()).then_some(address)
+        };
+        let name = match action(version) {
+            Action::Absent => "absent",
+            Action::Away => "away",
+            Action::Local => "local",
+            Action::Deliver => "deliver",
+            Action::Forward => "forward",
+            Action::Known => "known",
+        };
+        let interface = (version.ifindex != 0).then(|| self.interface_name(version.ifindex));
+        VersionView {
+            action: name,
+            counterpart: address(version.counterpart),
+            forward: (action(version) == Action::Forward)
+                .then(|| address(version.forward))
+                .flatten(),
+            home: is_home(version),
+            mac: (version.mac != [0; 6]).then_some(MacAddress(version.mac)),
+            segment: interface
+                .as_deref()
+                .and_then(|interface| self.segment(interface)),
+            interface,
+        }
+    }
+
+    fn traffic(&self, index: u32) -> Option<TrafficView> {
+        if self.maps.binding_counters.info.max_entries <= 1 {
+            return None;
+        }
+        let values: Vec<BindingTraffic> = self
+            .maps
+            .binding_counters
+            .lookup_per_cpu(&index, self.maps.activity.len())
+            .ok()??;
+        let mut sum = TrafficView::default();
+        for value in values {
+            sum.add(TrafficView {
+                packets_to: value.packets_to,
+                bytes_to: value.bytes_to,
+                packets_from: value.packets_from,
+                bytes_from: value.bytes_from,
+            });
+        }
+        Some(sum)
+    }
+}
+
+fn binding(entry: &EntryView, version: &VersionView, place: &'static str) -> BindingView {
+    BindingView {
+        identity: entry.address,
+        locator: version.counterpart,
+        place,
+        segment: version.segment.clone(),
+        mac: version.mac,
+        transaction: entry
+            .reference
+            .as_ref()
+            .and_then(|reference| reference.transaction),
+        phase: entry
+            .reference
+            .as_ref()
+            .map_or("settled", |reference| reference.phase),
+        draining: Vec::new(),
+        traffic: entry.traffic.unwrap_or_default(),
+    }
+}
+
+fn phase(state: u32, word: u64) -> &'static str {
+    if word >> 63 != 0 {
+        return "committed";
+    }
+    match SlotState::from_raw(state) {
+        Some(SlotState::Free) => "free",
+        Some(SlotState::Preparing) => "preparing",
+        Some(SlotState::Prepared) => "prepared",
+        Some(SlotState::Committed) => "committed",
+        None => "?",
+    }
+}

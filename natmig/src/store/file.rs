@@ -1,0 +1,292 @@
+//! The store in one file: redb, records as JSON.
+//!
+//! redb locks its file, so a second controller on it is refused; it checksums its pages and commits
+//! by one pointer, so a crash leaves the last commit, whole.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read as _},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
+    TableDefinition, TableHandle as _,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Store, StoreError};
+use crate::coordinator::{StoreOp, Stored};
+
+/// Version of what the tables hold.
+const FORMAT: u64 = 1;
+
+/// First bytes of every redb file.
+const REDB_MAGIC: &[u8; 4] = b"redb";
+
+type Definition = TableDefinition<'static, &'static str, &'static [u8]>;
+type NumberedDefinition = TableDefinition<'static, u64, &'static [u8]>;
+
+/// Single values, by the keys below.
+const NATMIG: Definition = TableDefinition::new("natmig");
+const FORMAT_KEY: &str = "format";
+const TERM_KEY: &str = "term";
+const NEXT_ID_KEY: &str = "next_id";
+const TOPOLOGY_KEY: &str = "topology";
+
+/// VMs by name.
+const VMS: Definition = TableDefinition::new("vms");
+/// Migrations by number.
+const MIGRATIONS: NumberedDefinition = TableDefinition::new("migrations");
+/// Locators in quarantine, by address as a number.
+const QUARANTINED: NumberedDefinition = TableDefinition::new("quarantined");
+/// Drained routers by name.
+const DRAINED: Definition = TableDefinition::new("drained");
+
+/// A store in a file.
+#[derive(Debug)]
+pub struct FileStore {
+    path: PathBuf,
+    database: Database,
+}
+
+impl FileStore {
+    /// Opens the store, or begins one where there is no file.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let system = |source| StoreError::System {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(system)?;
+        }
+        let mut magic = [0; 4];
+        match fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
+            Ok(()) if magic == *REDB_MAGIC => {}
+            Ok(()) => return Err(StoreError::Foreign(path.to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                if fs::metadata(path).map_err(system)?.len() != 0 {
+                    return Err(StoreError::Foreign(path.to_owned()));
+                }
+            }
+            Err(source) => return Err(system(source)),
+        }
+        let database = guarded(path, || Database::create(path))?.map_err(|error| {
+            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+                StoreError::InUse(path.to_owned())
+            } else if let DatabaseError::Storage(StorageError::Io(source)) = error {
+                system(source)
+            } else {
+                damaged(path, "the file", &error)
+            }
+        })?;
+        let mut store = Self {
+            path: path.to_owned(),
+            database,
+        };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    /// Makes sure that the tables are there, and are of this program's version.
+    fn check_format(&mut self) -> Result<(), StoreError> {
+        let tables = self.read(|read| {
+            Ok(read
+                .list_tables()?
+                .map(|table| table.name().to_owned())
+                .collect::<Vec<_>>())
+        })?;
+        if tables.is_empty() {
+            return self.write(|write| {
+                put(&mut write.open_table(NATMIG)?, FORMAT_KEY, &FORMAT)?;
+                write.open_table(VMS)?;
+                write.open_table(MIGRATIONS)?;
+                write.open_table(QUARANTINED)?;
+                write.open_table(DRAINED)?;
+                Ok(())
+            });
+        }
+        if !tables.iter().any(|table| table == NATMIG.name()) {
+            return Err(StoreError::Foreign(self.path.clone()));
+        }
+        match self.value::<u64>(FORMAT_KEY)? {
+            Some(FORMAT) => Ok(()),
+            Some(found) => Err(StoreError::Version {
+                path: self.path.clone(),
+                found,
+                expected: FORMAT,
+            }),
+            None => Err(StoreError::Foreign(self.path.clone())),
+        }
+    }
+
+    fn failed(&self, error: &redb::Error) -> StoreError {
+        StoreError::Database {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        }
+    }
+
+    /// One transaction, on disk when this returns.
+    fn write(
+        &mut self,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        let database = &self.database;
+        guarded(&self.path, || -> Result<(), redb::Error> {
+            let write = database.begin_write()?;
+            change(&write)?;
+            write.commit()?;
+            Ok(())
+        })?
+        .map_err(|error| self.failed(&error))
+    }
+
+    fn read<T>(
+        &self,
+        access: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        guarded(&self.path, || access(&self.database.begin_read()?))?
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// A single value.
+    fn value<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        let bytes = self.read(|read| {
+            let table = read.open_table(NATMIG)?;
+            Ok(table.get(key)?.map(|value| value.value().to_vec()))
+        })?;
+        bytes.map(|bytes| self.decode(&bytes, key)).transpose()
+    }
+
+    /// All values of a table.
+    fn values<K, T>(
+        &self,
+        definition: TableDefinition<'static, K, &'static [u8]>,
+        what: &str,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        K: redb::Key + 'static,
+        T: DeserializeOwned,
+    {
+        let records = self.read(|read| {
+            let table = read.open_table(definition)?;
+            let mut records = Vec::new();
+            for record in table.iter()? {
+                records.push(record?.1.value().to_vec());
+            }
+            Ok(records)
+        })?;
+        records.iter().map(|bytes| self.decode(bytes, what)).collect()
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8], what: &str) -> Result<T, StoreError> {
+        serde_json::from_slice(bytes).map_err(|error| damaged(&self.path, what, &error))
+    }
+}
+
+impl Store for FileStore {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        Ok(Stored {
+            topology: self.value(TOPOLOGY_KEY)?,
+            vms: self.values(VMS, "a VM")?,
+            migrations: self.values(MIGRATIONS, "a migration")?,
+            quarantined: self.values(QUARANTINED, "a quarantine")?,
+            drained: self
+                .values(DRAINED, "a drained router")?
+                .into_iter()
+                .collect(),
+            next_id: self.value(NEXT_ID_KEY)?.unwrap_or_default(),
+        })
+    }
+
+    fn apply(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
+        self.write(|write| {
+            let mut natmig = write.open_table(NATMIG)?;
+            let mut vms = write.open_table(VMS)?;
+            let mut migrations = write.open_table(MIGRATIONS)?;
+            let mut quarantined = write.open_table(QUARANTINED)?;
+            let mut drained = write.open_table(DRAINED)?;
+            for op in ops {
+                match op {
+                    StoreOp::PutTopology(topology) => put(&mut natmig, TOPOLOGY_KEY, topology)?,
+                    StoreOp::PutNextId(next_id) => put(&mut natmig, NEXT_ID_KEY, next_id)?,
+                    StoreOp::PutVm(state) => put(&mut vms, state.vm.name.as_str(), state)?,
+                    StoreOp::DeleteVm(name) => {
+                        vms.remove(name.as_str())?;
+                    }
+                    StoreOp::PutMigration(record) => {
+                        put_numbered(&mut migrations, record.id.0, record)?;
+                    }
+                    StoreOp::DeleteMigration(id) => {
+                        migrations.remove(id.0)?;
+                    }
+                    StoreOp::PutQuarantined(record) => {
+                        let key = u64::from(u32::from(record.locator));
+                        put_numbered(&mut quarantined, key, record)?;
+                    }
+                    StoreOp::DeleteQuarantined(locator) => {
+                        quarantined.remove(u64::from(u32::from(*locator)))?;
+                    }
+                    StoreOp::PutDrained(router) => put(&mut drained, router.as_str(), router)?,
+                    StoreOp::DeleteDrained(router) => {
+                        drained.remove(router.as_str())?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn begin_term(&mut self, seconds: u64) -> Result<u64, StoreError> {
+        let last: u64 = self.value(TERM_KEY)?.unwrap_or_default();
+        let term = seconds.max(last + 1);
+        self.write(|write| put(&mut write.open_table(NATMIG)?, TERM_KEY, &term))?;
+        Ok(term)
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(value).map_err(|error| redb::Error::Io(error.into()))
+}
+
+fn put<T: Serialize>(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    value: &T,
+) -> Result<(), redb::Error> {
+    table.insert(key, json(value)?.as_slice())?;
+    Ok(())
+}
+
+fn put_numbered<T: Serialize>(
+    table: &mut redb::Table<'_, u64, &'static [u8]>,
+    key: u64,
+    value: &T,
+) -> Result<(), redb::Error> {
+    table.insert(key, json(value)?.as_slice())?;
+    Ok(())
+}
+
+fn damaged(path: &Path, what: &str, problem: &dyn std::error::Error) -> StoreError {
+    StoreError::Damaged {
+        path: path.to_owned(),
+        what: what.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+/// redb panics on some kinds of damage; an operator gets an error instead.
+fn guarded<T>(path: &Path, access: impl FnOnce() -> T) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(access)).map_err(|panic| StoreError::Damaged {
+        path: path.to_owned(),
+        what: "the file".to_owned(),
+        problem: panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_else(|| "it cannot be read".to_owned()),
+    })
+}

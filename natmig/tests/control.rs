@@ -1,0 +1,346 @@
+//! Controller and agents in one process, with tables in memory: what a migration goes through, and
+//! what survives the death of either side.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use natmig::{coordinator::Phase, proto::v1, rule::Rule};
+use support::{
+    CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, start, start_request, until, vm,
+    vms,
+};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_moves_moves_on_and_returns() {
+    let (fabric, controller, mut client) = Fabric::ready().await;
+    for segment in ["rack2", "rack3", "rack1"] {
+        let begun = Instant::now();
+        let id = start(&mut client, start_request(&["vm1"], segment)).await;
+        let view = reach(&mut client, id, Phase::is_success).await;
+        println!(
+            "to {segment}: committed after {:?}, prepare {:?}, commit {:?}, spread {:?}",
+            begun.elapsed(),
+            view.prepare_ns.map(Duration::from_nanos),
+            view.commit_ns.map(Duration::from_nanos),
+            view.commit_spread_ns.map(Duration::from_nanos),
+        );
+        assert!(view.routers.iter().all(|router| router.progress.committed_at().is_some()));
+        reach(&mut client, id, Phase::is_final).await;
+        fabric.tables_agree(&vms(&mut client).await).unwrap();
+    }
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_and_operators_come_over_tcp() {
+    let mut fabric = Fabric::new();
+    let config = natmig::controller::ControllerConfig {
+        listen: Some("127.0.0.1:0".parse().unwrap()),
+        ..fabric.config()
+    };
+    let store = Box::new(fabric.store());
+    let controller = natmig::controller::start_with(&config, store, support::times())
+        .await
+        .unwrap();
+    let endpoint = format!("http://{}", controller.address().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let task = tokio::spawn(controller.run(async {
+        stopped.await.ok();
+    }));
+    for router in ROUTERS {
+        fabric.start_agent_at(router, &endpoint);
+    }
+    let mut client =
+        v1::control_service_client::ControlServiceClient::connect(endpoint).await.unwrap();
+    set_up(&mut client).await;
+    all_in_sync(&mut client).await;
+    let id = start(&mut client, start_request(&["vm1", "vm2"], "rack2")).await;
+    let view = reach(&mut client, id, Phase::is_success).await;
+    println!("over TCP: {:?}", view.commit_ns.map(Duration::from_nanos));
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn group_of_a_thousand_fits() {
+    let mut fabric = Fabric::new();
+    let controller = fabric.controller().await;
+    fabric.start_agents();
+    let mut client = fabric.client().await;
+    let text = support::TOPOLOGY
+        .replace("10.1.1.0/24", "10.1.0.0/20")
+        .replace("10.1.1.1\"", "10.1.0.1\"")
+        .replace("10.1.1.128/25", "10.1.15.0/24")
+        .replace("10.1.2", "10.2.0")
+        .replace("10.2.0.0/24", "10.2.0.0/16")
+        .replace("10.2.0.128/25", "10.2.128.0/17")
+        .replace("10.1.3", "10.3.0");
+    let file = "large.toml".to_owned();
+    client.apply_topology(v1::ApplyTopologyRequest { text, file }).await.unwrap();
+    let group: Vec<v1::Vm> = (0..1000_u16)
+        .map(|number| {
+            let [high, low] = (number + 256).to_be_bytes();
+            v1::Vm {
+                name: format!("vm{number}"),
+                identity: vec![10, 1, high, low],
+                mac: vec![2, 0, 0, 0, high, low],
+                home: "rack1".to_owned(),
+            }
+        })
+        .collect();
+    client.add_vms(v1::AddVmsRequest { vms: group.clone() }).await.unwrap();
+    all_in_sync(&mut client).await;
+    let names: Vec<&str> = group.iter().map(|vm| vm.name.as_str()).collect();
+    let begun = Instant::now();
+    let id = start(&mut client, start_request(&names, "rack2")).await;
+    let view = reach(&mut client, id, Phase::is_success).await;
+    println!(
+        "1000 VMs committed after {:?}, commit {:?}",
+        begun.elapsed(),
+        view.commit_ns.map(Duration::from_nanos)
+    );
+    reach(&mut client, id, Phase::is_final).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+/// The controller dies at each change of its store, before and after it is durable, and is started
+/// again: what was under way ends whole, one way or the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn controller_killed_at_every_store_finishes_or_aborts() {
+    let mut seen = std::collections::BTreeSet::new();
+    for durable in [false, true] {
+        let mut deaths = 0;
+        loop {
+            let (mut fabric, controller, client) = Fabric::ready().await;
+            drop(client);
+            controller.stop().await;
+            let crashing = CrashingStore {
+                inner: fabric.store(),
+                remaining: deaths,
+                durable,
+            };
+            let controller = fabric.controller_with(Box::new(crashing)).await;
+            let mut client = fabric.client().await;
+            all_in_sync(&mut client).await;
+            let started = client.start_migration(start_request(&["vm1", "vm2"], "rack2")).await;
+            let outcome = until("the controller dies or the migration ends", async || {
+                if controller.task.is_finished() {
+                    return Ok(None);
+                }
+                let views = client
+                    .list_migrations(v1::ListMigrationsRequest {})
+                    .await
+                    .map(|answer| answer.into_inner().migrations)
+                    .unwrap_or_default();
+                match views.first().map(v1::Migration::phase) {
+                    Some(v1::Phase::Done) => Ok(Some(())),
+                    phase => Err(format!("{phase:?}")),
+                }
+            })
+            .await;
+            if outcome.is_some() {
+                fabric.finish(controller).await;
+                break;
+            }
+            assert!(controller.task.await.unwrap().is_err());
+            if deaths % 2 == 1 {
+                // An agent dies as well, and comes back with what its tables hold.
+                fabric.stop_agent("edge2").await;
+                fabric.start_agent("edge2");
+            }
+            let controller = fabric.controller().await;
+            let mut client = fabric.client().await;
+            let phase = until("the migration ends", async || {
+                let views = client
+                    .list_migrations(v1::ListMigrationsRequest {})
+                    .await
+                    .unwrap()
+                    .into_inner()
+                    .migrations;
+                match views.first().map(v1::Migration::phase) {
+                    None => Ok(None),
+                    Some(phase @ (v1::Phase::Done | v1::Phase::Aborted)) => Ok(Some(phase)),
+                    phase => Err(format!("{phase:?}")),
+                }
+            })
+            .await;
+            assert!(started.is_err() || phase.is_some(), "an acknowledged migration was lost");
+            let known = vms(&mut client).await;
+            let segments: Vec<_> =
+                known.iter().map(|vm| vm.place.clone().unwrap().segment).collect();
+            let expected = if phase == Some(v1::Phase::Done) {
+                ["rack2", "rack2", "rack1"]
+            } else {
+                ["rack1"; 3]
+            };
+            assert_eq!(segments, expected, "after {phase:?}");
+            until("tables agree", async || fabric.tables_agree(&known)).await;
+            seen.insert(format!("{phase:?}"));
+            fabric.finish(controller).await;
+            deaths += 1;
+        }
+        assert!(deaths >= 4, "the migration passed through {deaths} stores");
+    }
+    assert!(seen.contains("Some(Done)"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_that_restarts_in_doubt_is_told_the_outcome() {
+    let (mut fabric, controller, mut client) = Fabric::ready().await;
+    let mut request = start_request(&["vm1"], "rack2");
+    request.activation = v1::Activation::Manual.into();
+    let id = start(&mut client, request).await;
+    reach(&mut client, id, |phase| phase == Phase::Prepared).await;
+    for router in ROUTERS {
+        fabric.stop_agent(router).await;
+    }
+    assert_eq!(fabric.memory("edge2").lock().unwrap().held.len(), 1);
+    fabric.start_agents();
+    all_in_sync(&mut client).await;
+    client.activate_migration(v1::ActivateMigrationRequest { id }).await.unwrap();
+    reach(&mut client, id, Phase::is_final).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_router_is_passed_over_and_caught_up() {
+    let (fabric, controller, mut client) = Fabric::ready().await;
+    let mut request = start_request(&["vm1"], "rack2");
+    request.activation = v1::Activation::Manual.into();
+    let id = start(&mut client, request).await;
+    reach(&mut client, id, |phase| phase == Phase::Prepared).await;
+    fabric.memory("core1").lock().unwrap().stuck = true;
+    client.activate_migration(v1::ActivateMigrationRequest { id }).await.unwrap();
+    let view = reach(&mut client, id, Phase::is_success).await;
+    let core = view.routers.iter().find(|router| router.router.as_str() == "core1").unwrap();
+    assert!(core.passed_over, "{core:?}");
+    assert_eq!(view.phase, Phase::Committed);
+    fabric.memory("core1").lock().unwrap().stuck = false;
+    reach(&mut client, id, Phase::is_final).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn router_that_does_not_answer_aborts_the_migration() {
+    let (mut fabric, controller, mut client) = Fabric::ready().await;
+    fabric.stop_agent("edge3").await;
+    let id = start(&mut client, start_request(&["vm1"], "rack2")).await;
+    let view = reach(&mut client, id, Phase::is_final).await;
+    assert_eq!(view.phase, Phase::Aborted);
+    assert!(view.error.unwrap().contains("edge3"));
+    fabric.start_agent("edge3");
+    all_in_sync(&mut client).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+
+    // Attested not forwarding, it is not needed.
+    fabric.stop_agent("edge3").await;
+    client
+        .drain_router(v1::DrainRouterRequest { name: "edge3".to_owned() })
+        .await
+        .unwrap();
+    let id = start(&mut client, start_request(&["vm1"], "rack2")).await;
+    assert!(reach(&mut client, id, Phase::is_settled).await.phase.is_success());
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_change_nothing_and_say_why() {
+    let (fabric, controller, mut client) = Fabric::ready().await;
+    let mut request = start_request(&["vm1"], "rack2");
+    request.activation = v1::Activation::Manual.into();
+    let id = start(&mut client, request.clone()).await;
+
+    let busy = client.start_migration(request).await.unwrap_err();
+    assert_eq!(busy.code(), Code::FailedPrecondition);
+    assert!(busy.message().contains("busy"), "{busy}");
+    let unknown = client.start_migration(start_request(&["vm9"], "rack2")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    let many: Vec<v1::Vm> = (20..26).map(|last| vm(&format!("vm{last}"), last)).collect();
+    client.add_vms(v1::AddVmsRequest { vms: many.clone() }).await.unwrap();
+    let names: Vec<&str> = many.iter().map(|vm| vm.name.as_str()).collect();
+    let exhausted = client.start_migration(start_request(&names, "rack3")).await.unwrap_err();
+    assert_eq!(exhausted.code(), Code::FailedPrecondition);
+    assert!(exhausted.message().contains("exhausted"), "{exhausted}");
+    let nothing = client.start_migration(start_request(&[], "rack3")).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::InvalidArgument);
+    let mut garbage = vm("vm99", 99);
+    garbage.mac = vec![1, 2, 3];
+    let garbage =
+        client.add_vms(v1::AddVmsRequest { vms: vec![garbage] }).await.unwrap_err();
+    assert_eq!(garbage.code(), Code::InvalidArgument);
+    assert!(garbage.message().contains("vm.mac"), "{garbage}");
+    let topology = client
+        .apply_topology(v1::ApplyTopologyRequest {
+            text: "[[router]]\nname = 3\n".to_owned(),
+            file: "bad.toml".to_owned(),
+        })
+        .await
+        .unwrap_err();
+    assert!(topology.message().contains("bad.toml:2:8"), "{topology}");
+
+    client.abort_migration(v1::AbortMigrationRequest { id }).await.unwrap();
+    let view = reach(&mut client, id, Phase::is_final).await;
+    assert_eq!(view.phase, Phase::Aborted);
+    let again = client.abort_migration(v1::AbortMigrationRequest { id: 777 }).await.unwrap_err();
+    assert_eq!(again.code(), Code::NotFound);
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn router_that_refuses_to_prepare_aborts_the_migration() {
+    let (fabric, controller, mut client) = Fabric::ready().await;
+    fabric.memory("edge2").lock().unwrap().refuses = true;
+    let id = start(&mut client, start_request(&["vm1"], "rack2")).await;
+    let view = reach(&mut client, id, Phase::is_final).await;
+    assert_eq!(view.phase, Phase::Aborted);
+    assert!(view.error.unwrap().contains("slots"));
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn router_with_a_foreign_table_is_repaired() {
+    let mut fabric = Fabric::new();
+    fabric.memory("core1").lock().unwrap().table.insert(
+        [10, 9, 9, 9].into(),
+        Rule::Known { identity: [10, 9, 9, 1].into() },
+    );
+    let controller = fabric.controller().await;
+    fabric.start_agents();
+    let mut client = fabric.client().await;
+    set_up(&mut client).await;
+    all_in_sync(&mut client).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    assert!(!fabric.memory("core1").lock().unwrap().pools.is_empty());
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controller_of_a_lower_term_is_refused() {
+    let (mut fabric, controller, mut client) = Fabric::ready().await;
+    fabric.stop_agent("edge1").await;
+    let future = u64::MAX / 2;
+    fabric.memory("edge1").lock().unwrap().term = future;
+    fabric.start_agent("edge1");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let routers = client.list_routers(v1::ListRoutersRequest {}).await.unwrap().into_inner();
+    let edge1 = routers.routers.iter().find(|router| router.name == "edge1").unwrap();
+    assert!(!edge1.connected);
+    assert_eq!(fabric.memory("edge1").lock().unwrap().term, future);
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_controller_on_the_same_store_is_refused() {
+    let (fabric, controller, _client) = Fabric::ready().await;
+    let error = natmig::controller::start(&fabric.config()).await.unwrap_err();
+    assert!(error.to_string().contains("in use by another controller"), "{error}");
+    fabric.finish(controller).await;
+}

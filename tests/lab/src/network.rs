@@ -1,0 +1,481 @@
+//! The lab's network: namespaces, bridges, links, addresses and routes, and what happens to them:
+//! links are cut and restored, VMs unplugged and plugged in elsewhere.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
+
+use anyhow::{Context as _, Result, ensure};
+use ipnet::Ipv4Net;
+use nix::{
+    net::if_::if_nametoindex,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, socket},
+};
+use std::os::fd::AsRawFd as _;
+
+use crate::{
+    clock, device,
+    namespace::{Namespace, ip, ip_force},
+    routing::{self, Routes},
+    topology::{RoutedLink, Topology},
+};
+
+/// The management network, apart from everything else.
+const MANAGEMENT: &str = "mgmt";
+/// Its addresses; the controller has the first one.
+const MANAGEMENT_NET: [u8; 3] = [198, 18, 0];
+
+/// A network of namespaces.
+#[derive(Debug)]
+pub struct Network {
+    topology: Topology,
+    prefix: String,
+    nodes: BTreeMap<String, Namespace>,
+    links: Vec<RoutedLink>,
+    live: Vec<bool>,
+    tables: BTreeMap<String, Routes>,
+    /// Where each VM is plugged in.
+    places: BTreeMap<String, Option<String>>,
+}
+
+fn plug_node(vm: &str) -> String {
+    format!("plug-{vm}")
+}
+
+impl Network {
+    /// Builds it, with every VM at home.
+    pub fn build(topology: Topology, prefix: &str) -> Result<Self> {
+        let links = topology.routed_links();
+        let live = vec![true; links.len()];
+        let places = topology
+            .vms
+            .iter()
+            .map(|vm| (vm.name.clone(), None))
+            .collect();
+        let mut network = Self {
+            topology,
+            prefix: prefix.to_owned(),
+            nodes: BTreeMap::new(),
+            links,
+            live,
+            tables: BTreeMap::new(),
+            places,
+        };
+        network.create_nodes()?;
+        network.create_links()?;
+        network.address()?;
+        network.set_offloads()?;
+        network.reroute(&[])?;
+        for vm in network.topology.vms.clone() {
+            network.plug(&vm.name, &vm.segment)?;
+        }
+        Ok(network)
+    }
+
+    /// Its description.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The namespace of a node: a router, segment, VM, host, the outside host, or `mgmt`.
+    pub fn node(&self, name: &str) -> Result<&Namespace> {
+        self.nodes
+            .get(name)
+            .with_context(|| format!("no node {name} in the lab"))
+    }
+
+    /// Names of all nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// The management network's namespace and the controller's address in it.
+    pub fn management(&self) -> Result<(&Namespace, Ipv4Addr)> {
+        Ok((self.node(MANAGEMENT)?, management_address(0)))
+    }
+
+    /// Where a VM is plugged in.
+    pub fn place(&self, vm: &str) -> Option<&str> {
+        self.places.get(vm)?.as_deref()
+    }
+
+    fn create_nodes(&mut self) -> Result<()> {
+        let topology = &self.topology;
+        let names: Vec<String> = (topology.routers.iter().map(|router| router.name.clone()))
+            .chain(topology.segments.iter().map(|segment| segment.name.clone()))
+            .chain(
+                topology
+                    .vms
+                    .iter()
+                    .flat_map(|vm| [vm.name.clone(), plug_node(&vm.name)]),
+            )
+            .chain(topology.hosts.iter().map(|host| host.name.clone()))
+            .chain(topology.outside.iter().map(|outside| outside.name.clone()))
+            .chain([MANAGEMENT.to_owned()])
+            .collect();
+        for name in names {
+            let namespace = Namespace::create(&format!("{}{name}", self.prefix))?;
+            if self.topology.router(&name).is_some() {
+                namespace.sysctl(&[
+                    ("net.ipv4.ip_forward", "1"),
+                    ("net.ipv4.conf.all.rp_filter", "2"),
+                    ("net.ipv4.conf.default.rp_filter", "2"),
+                    ("net.ipv4.conf.all.send_redirects", "0"),
+                    ("net.ipv4.conf.default.send_redirects", "0"),
+                    // So that traceroute need not wait for its answers.
+                    ("net.ipv4.icmp_ratelimit", "0"),
+                ])?;
+            } else {
+                namespace.sysctl(&[
+                    ("net.ipv4.conf.all.rp_filter", "0"),
+                    ("net.ipv4.conf.default.rp_filter", "0"),
+                ])?;
+            }
+            self.nodes.insert(name, namespace);
+        }
+        Ok(())
+    }
+
+    /// All veth pairs as `(node, interface)` at both ends.
+    fn pairs(&self) -> Vec<[(String, String); 2]> {
+        let pair = |a: &str, b: &str, c: &str, d: &str| {
+            [(a.to_owned(), b.to_owned()), (c.to_owned(), d.to_owned())]
+        };
+        let topology = &self.topology;
+        let mut pairs = Vec::new();
+        for link in &self.links {
+            let [a, b] = &link.ends;
+            pairs.push(pair(&a.node, &a.interface, &b.node, &b.interface));
+        }
+        for segment in &topology.segments {
+            for router in &segment.routers {
+                pairs.push(pair(router, &segment.name, &segment.name, router));
+            }
+        }
+        for host in &topology.hosts {
+            pairs.push(pair(&host.name, "eth0", &host.segment, &host.name));
+        }
+        for vm in &topology.vms {
+            let plug = plug_node(&vm.name);
+            pairs.push(pair(&vm.name, "eth0", &plug, "guest"));
+            for segment in &topology.segments {
+                pairs.push(pair(&plug, &segment.name, &segment.name, &vm.name));
+            }
+        }
+        for router in &topology.routers {
+            pairs.push(pair(&router.name, "mgmt0", MANAGEMENT, &router.name));
+        }
+        pairs
+    }
+
+    fn create_links(&self) -> Result<()> {
+        let mut lines = String::new();
+        for [(node, interface), (peer, peer_interface)] in self.pairs() {
+            writeln!(
+                lines,
+                "link add {interface} netns {} type veth peer name {peer_interface} netns {}",
+                self.node(&node)?.name(),
+                self.node(&peer)?.name()
+            )?;
+        }
+        ip(None, &lines)?;
+        let bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+        for segment in &self.topology.segments {
+            ip(
+                Some(self.node(&segment.name)?),
+                &format!("link add rack {bridge}\nlink set rack up\n"),
+            )?;
+        }
+        for vm in &self.topology.vms {
+            let node = self.node(&plug_node(&vm.name))?;
+            ip(
+                Some(node),
+                &format!("link add plug {bridge}\nlink set plug up\nlink set guest master plug\n"),
+            )?;
+        }
+        ip(
+            Some(self.node(MANAGEMENT)?),
+            &format!("link add mgmt {bridge}\nlink set mgmt up\n"),
+        )?;
+        Ok(())
+    }
+
+    /// Gives addresses, puts ports into bridges, and brings everything up.
+    fn address(&self) -> Result<()> {
+        let topology = &self.topology;
+        let mut lines: BTreeMap<&str, String> = BTreeMap::new();
+        for link in &self.links {
+            for end in &link.ends {
+                let lines = lines.entry(&end.node).or_default();
+                writeln!(
+                    lines,
+                    "address add {}/31 dev {}",
+                    end.address, end.interface
+                )?;
+                writeln!(lines, "link set {} mtu {} up", end.interface, link.mtu)?;
+            }
+        }
+        for segment in &topology.segments {
+            for (index, router) in segment.routers.iter().enumerate() {
+                let length = segment.prefix.prefix_len();
+                let address = Topology::access_address(segment, index);
+                let at_router = lines.entry(router).or_default();
+                writeln!(
+                    at_router,
+                    "address add {address}/{length} broadcast + dev {}",
+                    segment.name
+                )?;
+                writeln!(at_router, "link set {} up", segment.name)?;
+                writeln!(
+                    lines.entry(&segment.name).or_default(),
+                    "link set {router} master rack up"
+                )?;
+            }
+        }
+        let plugs: Vec<String> = topology.vms.iter().map(|vm| plug_node(&vm.name)).collect();
+        let vms = topology
+            .vms
+            .iter()
+            .map(|vm| (&vm.name, &vm.segment, vm.address));
+        let hosts = topology
+            .hosts
+            .iter()
+            .map(|host| (&host.name, &host.segment, host.address));
+        for (name, segment, address) in vms.chain(hosts) {
+            let segment = topology.segment(segment).context("checked when parsed")?;
+            let lines = lines.entry(name).or_default();
+            writeln!(lines, "link set eth0 address {} up", Topology::mac(address))?;
+            writeln!(
+                lines,
+                "address add {address}/{} broadcast + dev eth0",
+                segment.prefix.prefix_len()
+            )?;
+            writeln!(lines, "route add default via {}", segment.gateway)?;
+        }
+        for host in &topology.hosts {
+            writeln!(
+                lines.entry(&host.segment).or_default(),
+                "link set {} master rack up",
+                host.name
+            )?;
+        }
+        for (vm, plug) in topology.vms.iter().zip(&plugs) {
+            writeln!(lines.entry(plug).or_default(), "link set guest up")?;
+            for segment in &topology.segments {
+                writeln!(
+                    lines.entry(plug).or_default(),
+                    "link set {} up",
+                    segment.name
+                )?;
+                writeln!(
+                    lines.entry(&segment.name).or_default(),
+                    "link set {} up",
+                    vm.name
+                )?;
+            }
+        }
+        for (index, router) in topology.routers.iter().enumerate() {
+            writeln!(
+                lines.entry(&router.name).or_default(),
+                "address add {}/24 dev mgmt0\nlink set mgmt0 up",
+                management_address(10 + index)
+            )?;
+            writeln!(
+                lines.entry(MANAGEMENT).or_default(),
+                "link set {} master mgmt up",
+                router.name
+            )?;
+        }
+        writeln!(
+            lines.entry(MANAGEMENT).or_default(),
+            "address add {}/24 dev mgmt",
+            management_address(0)
+        )?;
+        if let Some(outside) = &topology.outside {
+            writeln!(
+                lines.entry(&outside.name).or_default(),
+                "address add {}/32 dev lo",
+                outside.address
+            )?;
+        }
+        for (node, lines) in lines {
+            ip(Some(self.node(node)?), &lines)?;
+        }
+        Ok(())
+    }
+
+    /// Makes packets on all links look to XDP as they would on a wire.
+    fn set_offloads(&self) -> Result<()> {
+        let topology = &self.topology;
+        let mut interfaces: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (node, interface) in self.pairs().into_iter().flatten() {
+            interfaces.entry(node).or_default().push(interface);
+        }
+        for (node, interfaces) in interfaces {
+            let segment = topology.segment(&node);
+            let outside = topology
+                .outside
+                .as_ref()
+                .is_some_and(|outside| outside.name == node);
+            self.node(&node)?.enter(|| {
+                for interface in &interfaces {
+                    device::complete_packets(interface)?;
+                    if outside || segment.is_some_and(|segment| segment.routers.contains(interface))
+                    {
+                        device::receive_redirected(interface)?;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Brings every node's static routes to the shortest paths over the live links; on `touched`
+    /// nodes, whose kernel may have dropped routes by itself, all of them are written again.
+    fn reroute(&mut self, touched: &[&str]) -> Result<()> {
+        let tables = routing::routes(&self.topology, &self.links, &self.live);
+        let source = self
+            .topology
+            .outside
+            .as_ref()
+            .map(|outside| (outside.name.clone(), outside.address));
+        for (node, new) in &tables {
+            let mut old = self.tables.remove(node).unwrap_or_default();
+            if touched.contains(&node.as_str()) {
+                old.values_mut().for_each(Vec::clear);
+            }
+            let source = source
+                .as_ref()
+                .filter(|(name, _)| name == node)
+                .map(|(_, address)| *address);
+            ip_force(Some(self.node(node)?), &routing::batch(&old, new, source))?;
+        }
+        self.tables = tables;
+        Ok(())
+    }
+
+    fn link(&self, a: &str, b: &str) -> Result<usize> {
+        self.links
+            .iter()
+            .position(|link| {
+                let [x, y] = [&link.ends[0].node, &link.ends[1].node];
+                (x == a && y == b) || (x == b && y == a)
+            })
+            .with_context(|| format!("no link {a} – {b}"))
+    }
+
+    fn set_link(&mut self, a: &str, b: &str, live: bool) -> Result<()> {
+        let index = self.link(a, b)?;
+        self.live[index] = live;
+        let state = if live { "up" } else { "down" };
+        for end in &self.links[index].ends {
+            ip(
+                Some(self.node(&end.node)?),
+                &format!("link set {} {state}\n", end.interface),
+            )?;
+        }
+        self.reroute(&[a, b])
+    }
+
+    /// Cuts a link between two routers, as if the cable were pulled, then routes around it.
+    pub fn cut_link(&mut self, a: &str, b: &str) -> Result<()> {
+        self.set_link(a, b, false)
+    }
+
+    /// Brings a link back.
+    pub fn restore_link(&mut self, a: &str, b: &str) -> Result<()> {
+        self.set_link(a, b, true)
+    }
+
+    /// Takes a VM off its rack; its own link keeps carrier. Returns when it began, in nanoseconds
+    /// since the epoch.
+    pub fn unplug(&mut self, vm: &str) -> Result<u64> {
+        let place = self
+            .places
+            .get_mut(vm)
+            .with_context(|| format!("no VM {vm}"))?;
+        let segment = place
+            .take()
+            .with_context(|| format!("{vm} is not plugged in"))?;
+        let plug = self.node(&plug_node(vm))?;
+        let began = clock::now();
+        plug.enter(|| device::remove_port("plug", &segment))?;
+        self.node(&segment)?
+            .enter(|| device::remove_port("rack", vm))?;
+        Ok(began)
+    }
+
+    /// Plugs a VM into a rack and says so as a hypervisor does. Returns when it was done, in
+    /// nanoseconds since the epoch.
+    pub fn plug(&mut self, vm: &str, segment: &str) -> Result<u64> {
+        ensure!(
+            self.topology.segment(segment).is_some(),
+            "no segment {segment}"
+        );
+        let address = self
+            .topology
+            .vm(vm)
+            .with_context(|| format!("no VM {vm}"))?
+            .address;
+        ensure!(self.place(vm).is_none(), "{vm} is plugged in already");
+        self.node(segment)?.enter(|| device::add_port("rack", vm))?;
+        self.node(&plug_node(vm))?.enter(|| {
+            device::add_port("plug", segment)?;
+            announce(segment, address)
+        })?;
+        let done = clock::now();
+        self.places.insert(vm.to_owned(), Some(segment.to_owned()));
+        Ok(done)
+    }
+
+    /// Prefix of the pools that no endpoint may ever see.
+    pub fn pools(&self) -> Vec<Ipv4Net> {
+        self.topology.pools()
+    }
+}
+
+fn management_address(index: usize) -> Ipv4Addr {
+    let [a, b, c] = MANAGEMENT_NET;
+    Ipv4Addr::new(a, b, c, u8::try_from(index + 1).unwrap_or(u8::MAX))
+}
+
+/// Sends the RARP frame with which QEMU tells switches where a guest is, out of `interface`.
+fn announce(interface: &str, address: Ipv4Addr) -> Result<()> {
+    const RARP: [u8; 2] = [0x80, 0x35];
+    let [a, b, c, d] = address.octets();
+    let mac = [2, 0, a, b, c, d];
+    let mut frame = Vec::with_capacity(60);
+    frame.extend([0xff; 6]);
+    frame.extend(mac);
+    frame.extend(RARP);
+    // Ethernet, IPv4, lengths of both, request reverse.
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 3]);
+    for _ in 0..2 {
+        frame.extend(mac);
+        frame.extend([0; 4]);
+    }
+    frame.resize(60, 0);
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        None::<SockProtocol>,
+    )?;
+    // SAFETY: a sockaddr_ll is plain data, for which all zeroes are valid.
+    let mut link: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    link.sll_family = u16::try_from(libc::AF_PACKET)?;
+    link.sll_ifindex = i32::try_from(if_nametoindex(interface)?)?;
+    link.sll_halen = 6;
+    // SAFETY: frame and address live until the call returns, and their lengths are theirs.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            MsgFlags::empty().bits(),
+            std::ptr::from_ref(&link).cast(),
+            libc::socklen_t::try_from(size_of_val(&link))?,
+        )
+    };
+    nix::errno::Errno::result(sent).with_context(|| format!("announcement on {interface}"))?;
+    Ok(())
+}

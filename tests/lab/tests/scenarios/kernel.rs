@@ -1,0 +1,161 @@
+//! The kernel beside XDP: what routers send themselves, what traceroute shows, old neighbour caches.
+
+use anyhow::{Result, ensure};
+use natmig_lab::{Lab, Topology, capture::Captures};
+
+use crate::common::{all_kept, migrate, ping, run, scenario, three_tier, watch};
+
+#[test]
+fn routers_reach_a_migrated_vm() {
+    scenario(three_tier(), |lab| {
+        migrate(lab, &[("vm1", "rack2")])?;
+        let captures = Captures::start(&lab.network, &[])?;
+        // Home edge, current edge, and routers that are neither.
+        for router in ["edge1", "edge2", "edge3", "agg1", "core2"] {
+            ping(lab, router, "10.1.1.10")?;
+        }
+        // Gateways: its own at home, and that of the segment where it is.
+        for gateway in ["10.1.1.1", "10.1.2.1"] {
+            ping(lab, "vm1", gateway)?;
+        }
+        migrate(lab, &[("vm1", "rack3")])?;
+        for router in ["edge1", "edge2", "edge3"] {
+            ping(lab, router, "10.1.1.10")?;
+        }
+        migrate(lab, &[("vm1", "rack1")])?;
+        for router in ["edge1", "edge2", "edge3"] {
+            ping(lab, router, "10.1.1.10")?;
+        }
+        ensure!(captures.finish()?.leaked == 0);
+        Ok(())
+    });
+}
+
+fn traceroute(lab: &Lab, from: &str, to: &str, method: &str) -> Result<()> {
+    let text = run(
+        lab,
+        from,
+        "traceroute",
+        &["-n", "-q", "1", "-w", "2", "-m", "12", method, to],
+    )?;
+    let last = text.lines().last().unwrap_or_default().to_owned();
+    ensure!(
+        last.contains(&format!(" {to} ")),
+        "{from} → {to} {method} did not arrive:\n{text}"
+    );
+    for word in text.split_whitespace() {
+        if let Ok(address) = word.parse::<std::net::Ipv4Addr>() {
+            let pools = lab.network.pools();
+            ensure!(
+                !pools.iter().any(|pool| pool.contains(&address)),
+                "{from} → {to} {method} shows a locator:\n{text}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn traceroute_shows_no_locator_in_any_direction() {
+    scenario(three_tier(), |lab| {
+        migrate(lab, &[("vm1", "rack2")])?;
+        migrate(lab, &[("web1", "rack3"), ("web2", "rack3")])?;
+        let captures = Captures::start(&lab.network, &[])?;
+        for peer in ["outside", "host1", "host2", "host3", "host4", "web1"] {
+            let address = lab
+                .network
+                .topology()
+                .address(peer)
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            for method in ["-U", "-I"] {
+                traceroute(lab, peer, "10.1.1.10", method)?;
+                traceroute(lab, "vm1", &address, method)?;
+            }
+        }
+        let findings = captures.finish()?;
+        ensure!(
+            findings.leaked == 0,
+            "{:#?}",
+            findings
+                .leaks
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        );
+        Ok(())
+    });
+}
+
+/// Makes what `node` knows of its neighbours permanent, as if nothing could ever correct it.
+fn never_forget(lab: &Lab, node: &str, neighbours: &[(&str, String)]) -> Result<()> {
+    for (address, mac) in neighbours {
+        run(
+            lab,
+            node,
+            "ip",
+            &[
+                "neighbour",
+                "replace",
+                address,
+                "lladdr",
+                mac,
+                "dev",
+                "eth0",
+                "nud",
+                "permanent",
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn old_neighbour_entries_do_no_harm() {
+    scenario(three_tier(), |lab| {
+        let mac = |name: &str| {
+            lab.network
+                .topology()
+                .address(name)
+                .map(Topology::mac)
+                .unwrap_or_default()
+        };
+        let gateway = run(lab, "edge1", "cat", &["/proc/net/arp"])
+            .map(|_| ())
+            .and_then(|()| run(lab, "edge1", "ip", &["-o", "link", "show", "dev", "rack1"]))?;
+        let gateway = gateway
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether")
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        let (vm1, web1, host1) = (mac("vm1"), mac("web1"), mac("host1"));
+        never_forget(
+            lab,
+            "vm1",
+            &[
+                ("10.1.1.1", gateway),
+                ("10.1.1.50", host1),
+                ("10.1.1.11", web1),
+            ],
+        )?;
+        never_forget(lab, "host1", &[("10.1.1.10", vm1.clone())])?;
+        never_forget(lab, "web1", &[("10.1.1.10", vm1)])?;
+        let watched = watch(
+            lab,
+            &[
+                ("vm1", "outside"),
+                ("vm1", "host1"),
+                ("vm1", "web1"),
+                ("vm1", "host3"),
+            ],
+        )?;
+        let mut steps = Vec::new();
+        for rack in ["rack2", "rack3", "rack1"] {
+            watched.more(300)?;
+            steps.push(migrate(lab, &[("vm1", rack)])?);
+        }
+        watched.more(600)?;
+        all_kept(&watched.finish(lab, steps)?)
+    });
+}

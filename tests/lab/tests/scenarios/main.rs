@@ -1,0 +1,14 @@
+//! What natmig promises, scenario by scenario, in the lab with real daemons and real traffic.
+//!
+//! They need root and the `natmig` program (`NATMIG_BIN`). Without these they are skipped loudly, and
+//! fail if `NATMIG_REQUIRE_ROOT=1`.
+
+#![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
+
+mod common;
+mod crashes;
+mod group;
+mod kernel;
+mod links;
+mod network;
+mod pmtud;

@@ -1,0 +1,107 @@
+//! Path MTU discovery with a small link on the locator's path, to and from the VM.
+
+use anyhow::{Result, ensure};
+use natmig_lab::{Lab, Topology, capture::Captures};
+
+use crate::common::{all_kept, migrate, run, scenario, three_tier, watch};
+
+/// The default topology with small links between some routers.
+fn small(links: &[([&str; 2], u32)]) -> Topology {
+    let mut topology = three_tier();
+    for (between, mtu) in links {
+        let link = topology
+            .fabric
+            .iter_mut()
+            .find(|link| link.between == *between)
+            .unwrap();
+        link.mtu = *mtu;
+    }
+    topology
+}
+
+/// Sends packets that are too large and must not be fragmented until the sender knows the path's MTU.
+fn discover(lab: &Lab, from: &str, to: &str, mtu: u32) -> Result<()> {
+    let size = (1500 - 28).to_string();
+    let mut text = String::new();
+    for _ in 0..5 {
+        // Fails: that is what it is for.
+        if let Err(error) = run(
+            lab,
+            from,
+            "ping",
+            &["-n", "-c", "1", "-W", "1", "-M", "do", "-s", &size, to],
+        ) {
+            text = error.to_string();
+        }
+        let route = run(lab, from, "ip", &["route", "get", to])?;
+        if route.contains(&format!("mtu {mtu}")) {
+            let fits = (mtu - 28).to_string();
+            run(
+                lab,
+                from,
+                "ping",
+                &[
+                    "-n", "-c", "2", "-i", "0.1", "-W", "1", "-M", "do", "-s", &fits, to,
+                ],
+            )?;
+            return Ok(());
+        }
+    }
+    let route = run(lab, from, "ip", &["route", "get", to])?;
+    anyhow::bail!("{from} did not learn an MTU of {mtu} to {to}: {route}{text}")
+}
+
+fn scenario_with(links: &[([&str; 2], u32)], mtu: u32) {
+    scenario(small(links), |lab| {
+        migrate(lab, &[("vm1", "rack2")])?;
+        let captures = Captures::start(&lab.network, &[])?;
+        for peer in ["host3", "outside"] {
+            let address = lab
+                .network
+                .topology()
+                .address(peer)
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            discover(lab, peer, "10.1.1.10", mtu)?;
+            discover(lab, "vm1", &address, mtu)?;
+        }
+        let findings = captures.finish()?;
+        ensure!(
+            findings.leaked == 0,
+            "{:#?}",
+            findings
+                .leaks
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        );
+        // TCP finds it out by itself; datagrams are fragmented on their way.
+        let watched = watch(
+            lab,
+            &[("vm1", "host3"), ("vm1", "outside"), ("vm1", "host1")],
+        )?;
+        watched.more(500)?;
+        all_kept(&watched.finish(lab, Vec::new())?)
+    });
+}
+
+#[test]
+fn small_links_beside_the_vm() {
+    scenario_with(
+        &[(["agg1", "edge2"], 1400), (["agg2", "edge2"], 1400)],
+        1400,
+    );
+}
+
+#[test]
+fn small_links_in_the_core() {
+    let links: Vec<([&str; 2], u32)> = [
+        ["core1", "agg1"],
+        ["core1", "agg2"],
+        ["core2", "agg1"],
+        ["core2", "agg2"],
+    ]
+    .map(|link| (link, 1300))
+    .to_vec();
+    scenario_with(&links, 1300);
+}
