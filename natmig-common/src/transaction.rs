@@ -73,6 +73,9 @@ pub enum SlotState {
     Prepared = 2,
     /// The commit was stored.
     Committed = 3,
+    /// Current versions are being brought up to the committed ones; after a crash of the agent that
+    /// is finished, because entries that are done can no longer be told from settled ones.
+    Folding = 4,
 }
 
 impl SlotState {
@@ -83,6 +86,7 @@ impl SlotState {
             1 => Some(Self::Preparing),
             2 => Some(Self::Prepared),
             3 => Some(Self::Committed),
+            4 => Some(Self::Folding),
             _ => None,
         }
     }

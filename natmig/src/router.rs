@@ -3,6 +3,7 @@
 //! [`Router`] is the only writer of an instance. Everything in here blocks; it works in the network
 //! namespace of the calling thread.
 
+mod address_map;
 pub mod announce;
 pub mod bindings;
 mod bpf;
@@ -29,11 +30,12 @@ use std::{
 
 use ipnet::Ipv4Net;
 use natmig_common::{
-    ABI_VERSION, Action, FLAG_PROMISCUOUS, META_MAGIC, Meta, PoolKey, Role, SlotState, Version,
+    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, META_MAGIC, Meta, PoolKey, Role, SlotState,
+    Version,
 };
 
-pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
 use self::{
+    address_map::AddressSet,
     instance::{Instance, Lock},
     interfaces::Attached,
     kernel::Kernel,
@@ -42,6 +44,7 @@ use self::{
     tables::{APPLY, Tables, Write},
     version::{Segments, action, same},
 };
+pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
 use crate::{
     config::RouterConfig,
     rule::{Change, Changes, Rule, TransactionId},
@@ -147,7 +150,9 @@ pub struct Router {
     interfaces: BTreeMap<u32, Attached>,
     kernel: Kernel,
     announcements: Vec<Announcement>,
-    /// The kernel's state may differ from what the tables say.
+    /// Versions that count and that the kernel's state does not follow yet.
+    following: Vec<(Ipv4Addr, Version)>,
+    /// The kernel refused something, so its state may differ from what the tables say.
     unsettled: bool,
     _lock: Lock,
 }
@@ -215,6 +220,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            following: Vec::new(),
             unsettled: false,
             _lock: lock,
         };
@@ -254,7 +260,12 @@ impl Router {
         loader::pin_program(instance, &program)?;
         let indices: Vec<u32> = router.interfaces.keys().copied().collect();
         loader::detach_others(instance, &indices)?;
-        router.reconcile()?;
+        if let Err(error) = router.reconcile() {
+            router.unsettled = true;
+            report
+                .warnings
+                .push(format!("host routes do not follow the table yet: {error}"));
+        }
         for held in router.held() {
             if held.state == SlotState::Committed {
                 router.announce(held.id);
@@ -292,15 +303,20 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            following: Vec::new(),
             unsettled: false,
             _lock: lock,
         };
-        router.reconcile()?;
+        if let Err(error) = router.reconcile() {
+            tracing::warn!(%error, "host routes do not follow the table yet");
+            router.unsettled = true;
+        }
         Ok(router)
     }
 
     /// Writes pending versions of everything a transaction changes. All or nothing, idempotent.
     pub fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
+        self.settle_first();
         let write = |change: &Change, early| {
             let version = self.segments.version(&change.rule)?;
             Ok(Write {
@@ -324,12 +340,29 @@ impl Router {
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
         let changed = self.announce(id);
-        // What is decided does not wait for the kernel's routes: packets need none of them.
-        if let Err(error) = self.kernel.follow(changed.into_iter()) {
-            tracing::error!(%error, "host routes do not follow the commit yet");
-            self.unsettled = true;
-        }
+        self.following.extend(changed);
         Ok(report)
+    }
+
+    /// Lets the kernel's host routes and neighbours follow what was committed. Packets in transit
+    /// need none of them, so the caller acknowledges a commit first; every other change settles
+    /// by itself before it begins.
+    pub fn settle(&mut self) -> Result<(), RouterError> {
+        let following = std::mem::take(&mut self.following);
+        if self.unsettled {
+            return self.reconcile();
+        }
+        self.kernel
+            .follow(following.into_iter())
+            .inspect_err(|_| self.unsettled = true)
+    }
+
+    /// Settles before another change. What the kernel refuses, for example because a link is down,
+    /// holds nothing back: it is tried again with the next change and when links change.
+    fn settle_first(&mut self) {
+        if let Err(error) = self.settle() {
+            tracing::warn!(%error, "host routes do not follow the table yet");
+        }
     }
 
     /// Queues a transaction's announcements; returns what it changes.
@@ -355,6 +388,7 @@ impl Router {
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
     /// does not hold; refused after the commit.
     pub fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.settle_first();
         let addresses = self.addresses_of(id);
         self.tables.abort(id)?;
         self.watch(addresses.into_iter())
@@ -363,18 +397,15 @@ impl Router {
     /// Brings current versions up to a committed transaction's and frees its slot. Idempotent, also
     /// for transactions that the router does not hold.
     pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
+        self.settle_first();
         let addresses = self.addresses_of(id);
         self.tables.fold(id)?;
-        self.watch(addresses.into_iter())?;
-        if self.unsettled {
-            self.reconcile()
-        } else {
-            Ok(())
-        }
+        self.watch(addresses.into_iter())
     }
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
     pub fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+        self.settle_first();
         self.tables.retire(addresses)?;
         let versions: Vec<(Ipv4Addr, Version)> = addresses
             .iter()
@@ -408,10 +439,11 @@ impl Router {
         merge: bool,
         progress: Progress<'_>,
     ) -> Result<ApplyReport, RouterError> {
+        self.settle_first();
         let mut report = ApplyReport::default();
         let mut writes = Vec::with_capacity(table.len());
         if !merge {
-            let named: HashSet<Ipv4Addr> = table.iter().map(|(address, _)| *address).collect();
+            let named: AddressSet = table.iter().map(|(address, _)| *address).collect();
             for (address, entry) in self.tables.addresses() {
                 if named.contains(&address) {
                     continue;
@@ -460,6 +492,7 @@ impl Router {
         report.committed_at = committed.committed_at;
         report.grace = committed.grace;
         progress("folding", 0, 1);
+        self.settle_first();
         self.tables.fold(APPLY)?;
         self.watch(addresses.into_iter())?;
         progress("folding", 1, 1);
@@ -635,6 +668,7 @@ impl Router {
             .map(|(address, entry)| (address, entry, tables.effective(&entry)));
         self.kernel.reconcile(entries, &access)?;
         self.unsettled = false;
+        self.following.clear();
         self.follow_promiscuity()
     }
 
@@ -723,8 +757,8 @@ fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     let mut socket = open_socket()?;
     let interfaces = match Maps::open(&instance.maps(), true) {
         Ok(maps) => interfaces::read(&maps)?,
-        // A start that failed early has none.
-        Err(_) => BTreeMap::new(),
+        // Maps of another layout, or a start that failed early: the names have to do.
+        Err(_) => named_interfaces(&mut socket, instance)?,
     };
     loader::remove_pins(instance)?;
     let port = Kernel::find_port(&mut socket, instance)?;
@@ -732,4 +766,28 @@ fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     guard::remove(instance)?;
     let path = instance.state_file();
     loader::remove_file(&path).map_err(RouterError::system(format!("remove {}", path.display())))
+}
+
+/// The interfaces that an instance was loaded with, as far as their names tell.
+fn named_interfaces(
+    socket: &mut Socket,
+    instance: &Instance,
+) -> Result<BTreeMap<u32, Interface>, RouterError> {
+    let Ok(config) = load_state(instance) else {
+        return Ok(BTreeMap::new());
+    };
+    let links = socket
+        .links()
+        .map_err(RouterError::system("list interfaces"))?;
+    let is_ours = |link: &&netlink::Link| {
+        config
+            .interfaces
+            .iter()
+            .any(|interface| interface.name == link.name)
+    };
+    Ok(links
+        .iter()
+        .filter(is_ours)
+        .map(|link| (link.ifindex, Interface::default()))
+        .collect())
 }

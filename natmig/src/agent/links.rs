@@ -13,7 +13,6 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 
 /// Multicast groups of `NETLINK_ROUTE`: links, and IPv4 addresses.
-#[expect(clippy::cast_sign_loss, reason = "constants of the kernel's interface, all positive")]
 const GROUPS: u32 = (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR) as u32;
 
 /// Changes come in bursts; they are answered once, this long after the first.
@@ -34,9 +33,10 @@ impl Links {
             SockProtocol::NetlinkRoute,
         )?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        Ok(Self {
-            socket: AsyncFd::new(socket)?,
-        })
+        // SAFETY: the descriptor is owned: it stays open, and is the same socket, until it is
+        // dropped together with its registration.
+        let socket = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { socket })
     }
 
     /// Returns after something changed.

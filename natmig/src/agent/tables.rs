@@ -10,10 +10,17 @@ use crate::{
 };
 
 /// A router's tables; every method may block. They are described at [`Router`].
-#[allow(missing_docs, reason = "described at `Router`, whose methods these are")]
+#[allow(
+    missing_docs,
+    reason = "described at `Router`, whose methods these are"
+)]
 pub trait Tables: Send + 'static {
     fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError>;
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError>;
+    /// Called after a command was answered.
+    fn settle(&mut self) -> Result<(), RouterError> {
+        Ok(())
+    }
     fn abort(&mut self, id: TransactionId) -> Result<(), RouterError>;
     fn fold(&mut self, id: TransactionId) -> Result<(), RouterError>;
     fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError>;
@@ -35,6 +42,10 @@ impl Tables for Router {
 
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         self.commit(id)
+    }
+
+    fn settle(&mut self) -> Result<(), RouterError> {
+        self.settle()
     }
 
     fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {

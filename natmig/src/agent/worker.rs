@@ -112,6 +112,10 @@ impl<T: Tables> State<T> {
                 if replies.blocking_send(reply).is_err() {
                     tracing::debug!(sequence, "the session ended before this reply");
                 }
+                // The kernel's own routes follow a commit behind its acknowledgement.
+                if let Err(error) = self.tables.settle() {
+                    tracing::error!(%error, "host routes do not follow yet");
+                }
             }
         }
     }
@@ -190,7 +194,7 @@ fn held(held: &crate::router::Held) -> Option<Held> {
     let state = match held.state {
         SlotState::Free | SlotState::Preparing => return None,
         SlotState::Prepared => HeldState::Prepared,
-        SlotState::Committed => HeldState::Committed {
+        SlotState::Committed | SlotState::Folding => HeldState::Committed {
             at: Timestamp(held.committed_at),
         },
     };

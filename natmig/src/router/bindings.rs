@@ -8,7 +8,6 @@
 //! ```
 
 use std::{
-    collections::HashMap,
     fmt,
     fs::File,
     io::{BufRead, BufReader},
@@ -19,7 +18,9 @@ use std::{
 use ipnet::Ipv4Net;
 use natmig_common::{Action, FLAG_HOME_EDGE, Version};
 
-use super::{ApplyReport, Progress, Router, RouterError, version::Segments};
+use super::{
+    ApplyReport, Progress, Router, RouterError, address_map::AddressMap, version::Segments,
+};
 use crate::{names::SegmentName, rule::MacAddress};
 
 const FORMS: &str = "write `IDENTITY LOCATOR away`, `IDENTITY LOCATOR away home SEGMENT MAC` or `IDENTITY LOCATOR here SEGMENT MAC`";
@@ -141,7 +142,7 @@ impl Parser<'_> {
             versions: Vec::new(),
             bindings: 0,
         };
-        let mut lines = HashMap::new();
+        let mut lines = AddressMap::default();
         let mut text = String::new();
         let (mut number, mut done) = (0, 0);
         loop {

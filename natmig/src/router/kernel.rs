@@ -4,7 +4,7 @@
 //! All of it follows from the tables and is reconciled with them at start.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     io,
     net::Ipv4Addr,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -14,6 +14,7 @@ use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Version};
 
 use super::{
     RouterError,
+    address_map::{AddressMap, AddressSet},
     instance::Instance,
     netlink::{Change, Link, Socket},
     version::{action, is_home},
@@ -63,8 +64,8 @@ fn watched(version: &Version) -> Option<u32> {
 pub(super) struct Kernel {
     pub(super) socket: Socket,
     pub(super) port: Port,
-    routes: HashMap<Ipv4Addr, HostRoute>,
-    watched: BTreeMap<u32, HashSet<Ipv4Addr>>,
+    routes: AddressMap<HostRoute>,
+    watched: BTreeMap<u32, AddressSet>,
 }
 
 impl Kernel {
@@ -72,7 +73,7 @@ impl Kernel {
         Self {
             socket,
             port,
-            routes: HashMap::new(),
+            routes: AddressMap::default(),
             watched: BTreeMap::new(),
         }
     }
@@ -140,7 +141,7 @@ impl Kernel {
         entries: impl Iterator<Item = (Ipv4Addr, Entry, Version)>,
         access: &HashSet<u32>,
     ) -> Result<(), RouterError> {
-        let mut wanted = HashMap::new();
+        let mut wanted = AddressMap::default();
         for (address, entry, version) in entries {
             self.watch(address, &entry);
             if let Some(route) = host_route(&version) {
@@ -150,7 +151,7 @@ impl Kernel {
         let doing = || RouterError::system("reconcile host routes and neighbours");
         let mut changes = Vec::new();
         let ours = |ifindex: &u32| *ifindex == self.port.near || access.contains(ifindex);
-        let mut present = HashSet::new();
+        let mut present = AddressSet::default();
         for (address, ifindex) in self.socket.routes().map_err(doing())? {
             let right = match wanted.get(&address) {
                 Some(HostRoute::Port) => ifindex == self.port.near,
@@ -163,7 +164,7 @@ impl Kernel {
                 changes.push(Change::RemoveRoute { address, ifindex });
             }
         }
-        let mut resolved = HashSet::new();
+        let mut resolved = AddressSet::default();
         for (address, ifindex, mac) in self.socket.neighbors().map_err(doing())? {
             if wanted.get(&address) == Some(&HostRoute::Access { ifindex, mac }) {
                 resolved.insert(address);

@@ -10,7 +10,9 @@ use natmig_common::{
 use serde::Serialize;
 
 use super::{
-    GuardCounter, RouterError, guard,
+    GuardCounter, RouterError,
+    address_map::AddressMap,
+    guard,
     instance::Instance,
     interfaces, load_state, loader,
     maps::Maps,
@@ -273,7 +275,7 @@ impl Reader {
 
     /// All bindings, by identity.
     pub fn bindings(&self) -> Vec<BindingView> {
-        let mut bindings: HashMap<Ipv4Addr, BindingView> = HashMap::new();
+        let mut bindings: AddressMap<BindingView> = AddressMap::default();
         let mut locators = Vec::new();
         for entry in self.entries() {
             let version = entry.effective();
@@ -430,7 +432,7 @@ impl Reader {
         });
         let committed = reference
             .as_ref()
-            .is_some_and(|view| view.phase == "committed");
+            .is_some_and(|view| matches!(view.phase, "committed" | "folding"));
         Some(EntryView {
             index,
             address: Ipv4Addr::from(entry.address),
@@ -514,7 +516,7 @@ fn binding(entry: &EntryView, version: &VersionView, place: &'static str) -> Bin
 }
 
 fn phase(state: u32, word: u64) -> &'static str {
-    if word >> 63 != 0 {
+    if word >> 63 != 0 && state != SlotState::Folding as u32 {
         return "committed";
     }
     match SlotState::from_raw(state) {
@@ -522,6 +524,7 @@ fn phase(state: u32, word: u64) -> &'static str {
         Some(SlotState::Preparing) => "preparing",
         Some(SlotState::Prepared) => "prepared",
         Some(SlotState::Committed) => "committed",
+        Some(SlotState::Folding) => "folding",
         None => "?",
     }
 }

@@ -14,7 +14,7 @@
 //! the reference tells which transaction takes it back.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map},
+    collections::{BTreeMap, HashMap, hash_map},
     mem::offset_of,
     net::Ipv4Addr,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,7 +26,9 @@ use natmig_common::{
 };
 
 use super::{
-    CommitReport, RouterError, grace,
+    CommitReport, RouterError,
+    address_map::{AddressMap, AddressSet},
+    grace,
     maps::Maps,
     version::{Segments, action, same},
 };
@@ -71,7 +73,7 @@ pub(super) struct Recovery {
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) maps: Maps,
-    by_address: HashMap<Ipv4Addr, u32>,
+    by_address: AddressMap<u32>,
     /// Entries from here on were never used.
     next: u32,
     /// Entries that were used and are free.
@@ -90,7 +92,7 @@ impl Tables {
     /// Takes up the tables in whatever state a predecessor left them.
     pub(super) fn open(maps: Maps) -> Result<(Self, Recovery), RouterError> {
         let mut tables = Self {
-            by_address: HashMap::new(),
+            by_address: AddressMap::default(),
             next: 0,
             free: Vec::new(),
             held: BTreeMap::new(),
@@ -110,12 +112,21 @@ impl Tables {
             tables.take_back(id)?;
         }
         match tables.held.get(&APPLY).map(|transaction| transaction.state) {
-            Some(SlotState::Committed) => tables.fold(APPLY)?,
+            Some(SlotState::Committed | SlotState::Folding) => tables.fold(APPLY)?,
             Some(_) => {
                 tables.abort(APPLY)?;
                 recovery.rolled_back += 1;
             }
             None => {}
+        }
+        let begun: Vec<TransactionId> = tables
+            .held
+            .iter()
+            .filter(|(_, transaction)| transaction.state == SlotState::Folding)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in begun {
+            tables.fold(id)?;
         }
         recovery.addresses = tables.by_address.len();
         Ok((tables, recovery))
@@ -126,10 +137,9 @@ impl Tables {
         let mut doomed = Vec::new();
         for index in 0..self.maps.transactions.len() {
             let slot = self.maps.transactions.get(index);
-            let Some(state @ (SlotState::Preparing | SlotState::Prepared | SlotState::Committed)) =
-                SlotState::from_raw(slot.state)
-            else {
-                continue;
+            let state = match SlotState::from_raw(slot.state) {
+                None | Some(SlotState::Free) => continue,
+                Some(state) => state,
             };
             let number = u32::try_from(index).unwrap_or(u32::MAX);
             let Some(reference) = Reference::new(number, slot.generation()) else {
@@ -140,7 +150,7 @@ impl Tables {
             let transaction = Transaction {
                 slot: number,
                 reference,
-                state: if committed {
+                state: if committed && state != SlotState::Folding {
                     SlotState::Committed
                 } else {
                     state
@@ -159,7 +169,7 @@ impl Tables {
     /// Finds the entries, mends the index; returns entries that are out of use.
     fn scan_entries(&mut self) -> Result<Vec<u32>, RouterError> {
         let doing = || RouterError::system("read the index");
-        let mut index: HashMap<Ipv4Addr, u32> = self
+        let mut index: AddressMap<u32> = self
             .maps
             .index
             .read_all::<[u8; 4], u32>()
@@ -344,7 +354,8 @@ impl Tables {
         writes: &[Write],
         segments: &Segments,
     ) -> Result<(Vec<Write>, Vec<(u32, Write)>), RouterError> {
-        let mut seen = HashSet::with_capacity(writes.len());
+        let mut seen = AddressSet::default();
+        seen.reserve(writes.len());
         let mut fresh = Vec::new();
         let mut changed = Vec::new();
         for write in writes {
@@ -541,7 +552,7 @@ impl Tables {
         let Some(held) = self.held.get_mut(&id) else {
             return Err(RouterError::UnknownTransaction(id));
         };
-        if held.state == SlotState::Committed {
+        if matches!(held.state, SlotState::Committed | SlotState::Folding) {
             return Ok(CommitReport {
                 committed_at: held.committed_at,
                 grace: Duration::ZERO,
@@ -572,7 +583,9 @@ impl Tables {
     pub(super) fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
         match self.held.get(&id).map(|held| held.state) {
             None => Ok(()),
-            Some(SlotState::Committed) => Err(RouterError::AlreadyCommitted(id)),
+            Some(SlotState::Committed | SlotState::Folding) => {
+                Err(RouterError::AlreadyCommitted(id))
+            }
             Some(_) => self.take_back(id),
         }
     }
@@ -609,9 +622,14 @@ impl Tables {
         let Some(held) = self.held.get(&id) else {
             return Ok(());
         };
-        if held.state != SlotState::Committed {
+        if !matches!(held.state, SlotState::Committed | SlotState::Folding) {
             return Err(RouterError::NotCommitted(id));
         }
+        self.set_state(id, SlotState::Folding);
+        step!("fold:marked");
+        let Some(held) = self.held.get(&id) else {
+            return Ok(());
+        };
         let reference = held.reference.raw();
         let numbers: Vec<u32> = held
             .entries

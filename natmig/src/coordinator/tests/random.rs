@@ -24,6 +24,8 @@ enum Step {
     /// Messages of one router until nothing is under way.
     Flush(u8),
     FlushAll,
+    /// A router falls silent, and is waited for until a deadline.
+    Silent(u8),
     Connect(u8),
     Disconnect(u8),
     Reboot(u8),
@@ -38,6 +40,8 @@ enum Step {
         manual: bool,
         wait: bool,
     },
+    /// VMs go home, and the trigger finds everything prepared.
+    BringHome(Vec<u8>),
     Activate(u8),
     Abort(u8),
     Drain(u8),
@@ -51,6 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         20 => any::<u8>().prop_map(Step::Reply),
         12 => any::<u8>().prop_map(Step::Flush),
         10 => Just(Step::FlushAll),
+        4 => any::<u8>().prop_map(Step::Silent),
         8 => any::<u8>().prop_map(Step::Connect),
         3 => any::<u8>().prop_map(Step::Disconnect),
         1 => any::<u8>().prop_map(Step::Reboot),
@@ -61,6 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::PassToDeadline),
         12 => (any_moves, prop::bool::weighted(0.3), prop::bool::weighted(0.3))
             .prop_map(|(moves, manual, wait)| Step::Migrate { moves, manual, wait }),
+        4 => prop::collection::vec(any::<u8>(), 1..3).prop_map(Step::BringHome),
         4 => any::<u8>().prop_map(Step::Activate),
         2 => any::<u8>().prop_map(Step::Abort),
         1 => any::<u8>().prop_map(Step::Drain),
@@ -110,6 +116,12 @@ fn apply(world: &mut World, step: Step) {
             while world.deliver_command(&router) | world.deliver_reply(&router) {}
         }
         Step::FlushAll => world.deliver_all(),
+        Step::Silent(number) => {
+            world.disconnect(&router(number));
+            world.deliver_all();
+            world.pass_to_deadline();
+            world.deliver_all();
+        }
         Step::Connect(number) => world.connect(&router(number)),
         Step::Disconnect(number) => world.disconnect(&router(number)),
         Step::Reboot(number) => world.reboot(&router(number)),
@@ -153,6 +165,7 @@ fn apply(world: &mut World, step: Step) {
             };
             refusable(world, Request::Migrate(request));
         }
+        Step::BringHome(vms) => bring_home(world, vms),
         Step::Activate(number) => {
             if let Some(id) = migration(world, number) {
                 refusable(world, Request::Activate(id));
@@ -170,6 +183,28 @@ fn apply(world: &mut World, step: Step) {
             refusable(world, Request::DrainRouter(name));
         }
         Step::Undrain(number) => refusable(world, Request::UndrainRouter(router(number))),
+    }
+}
+
+fn bring_home(world: &mut World, vms: Vec<u8>) {
+    let moves = vms
+        .into_iter()
+        .map(|number| {
+            let state = choose(&world.store.vms, number);
+            (state.vm.name, state.vm.home)
+        })
+        .collect();
+    let request = MigrateRequest {
+        moves,
+        activation: Activation::Manual,
+        unreachable: Unreachable::Wait,
+    };
+    refusable(world, Request::Migrate(request));
+    world.deliver_all();
+    if let Some(view) = world.coordinator.migrations().last()
+        && view.phase == Phase::Prepared
+    {
+        refusable(world, Request::Activate(view.id));
     }
 }
 
@@ -205,7 +240,7 @@ fn finish(world: &mut World) {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: cases(),
-        max_shrink_iters: 2000,
+        max_shrink_iters: 1000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -213,7 +248,7 @@ proptest! {
     #[test]
     fn whatever_happens_packets_arrive_and_tables_converge(
         topology in any_topology(),
-        homes in prop::collection::vec(any::<u8>(), 1..5),
+        homes in prop::collection::vec(any::<u8>(), 1..4),
         steps in prop::collection::vec(step(), 1..150),
     ) {
         let racks = u8::try_from(topology.segments.len()).unwrap();
