@@ -12,7 +12,8 @@ use nix::{
 use std::os::fd::AsRawFd as _;
 
 use crate::{
-    clock, device,
+    clock,
+    device::{self, Attachment, PassProgram},
     namespace::{Namespace, ip, ip_force},
     routing::{self, Routes},
     topology::{RoutedLink, Topology},
@@ -34,6 +35,8 @@ pub struct Network {
     tables: BTreeMap<String, Routes>,
     /// Where each VM is plugged in.
     places: BTreeMap<String, Option<String>>,
+    /// Programs at the ends of links where routers' programs send to and none of natmig's is.
+    attachments: Vec<Attachment>,
 }
 
 fn plug_node(vm: &str) -> String {
@@ -58,6 +61,7 @@ impl Network {
             live,
             tables: BTreeMap::new(),
             places,
+            attachments: Vec::new(),
         };
         network.create_nodes()?;
         network.create_links()?;
@@ -304,7 +308,9 @@ impl Network {
     }
 
     /// Makes packets on all links look to XDP as they would on a wire.
-    fn set_offloads(&self) -> Result<()> {
+    fn set_offloads(&mut self) -> Result<()> {
+        let program = PassProgram::load()?;
+        let mut attachments = Vec::new();
         let topology = &self.topology;
         let mut interfaces: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (node, interface) in self.pairs().into_iter().flatten() {
@@ -316,17 +322,20 @@ impl Network {
                 .outside
                 .as_ref()
                 .is_some_and(|outside| outside.name == node);
-            self.node(&node)?.enter(|| {
+            let attached = self.node(&node)?.enter(|| {
+                let mut attached = Vec::new();
                 for interface in &interfaces {
                     device::complete_packets(interface)?;
                     if outside || segment.is_some_and(|segment| segment.routers.contains(interface))
                     {
-                        device::receive_redirected(interface)?;
+                        attached.push(program.attach(interface)?);
                     }
                 }
-                Ok(())
+                Ok(attached)
             })?;
+            attachments.extend(attached);
         }
+        self.attachments = attachments;
         Ok(())
     }
 
