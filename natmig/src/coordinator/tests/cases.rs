@@ -643,6 +643,37 @@ fn a_locator_of_an_aborted_migration_waits_for_the_router_that_may_hold_it() {
 }
 
 #[test]
+fn a_silent_router_holds_back_retiring_and_the_locator() {
+    let mut world = world();
+    world.migrate(&[("vm1", "rack2")]).unwrap();
+    world.deliver_all();
+    let id = world.migrate(&[("vm1", "rack3")]).unwrap();
+    world.deliver_all();
+    world.disconnect(&name("core1"));
+    world.pass(Duration::from_hours(1));
+    world.deliver_all();
+    assert_eq!(world.phase(id), Phase::Retiring);
+    world.pass(Duration::from_hours(1));
+    let view = world.coordinator.migration(id).unwrap();
+    assert_eq!(view.waiting_for, [name("core1")]);
+    let old = view.vms[0].from.locator.unwrap();
+    let other = world
+        .migrate_with(
+            &[("vm2", "rack2")],
+            Activation::Immediate,
+            Unreachable::Wait,
+        )
+        .unwrap();
+    let given = world.coordinator.migration(other).unwrap().vms[0]
+        .to
+        .locator;
+    assert_ne!(given, Some(old));
+    world.run();
+    assert_eq!(world.phase(id), Phase::Done);
+    world.check_final();
+}
+
+#[test]
 fn a_vm_is_removed_only_at_home() {
     let mut world = world();
     let remove = Request::RemoveVms(vec![VmName::new("vm1")]);

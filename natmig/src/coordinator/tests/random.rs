@@ -165,27 +165,7 @@ fn apply(world: &mut World, step: Step) {
             };
             refusable(world, Request::Migrate(request));
         }
-        Step::BringHome(vms) => {
-            let moves = vms
-                .into_iter()
-                .map(|number| {
-                    let state = choose(&world.store.vms, number);
-                    (state.vm.name, state.vm.home)
-                })
-                .collect();
-            let request = MigrateRequest {
-                moves,
-                activation: Activation::Manual,
-                unreachable: Unreachable::Wait,
-            };
-            refusable(world, Request::Migrate(request));
-            world.deliver_all();
-            if let Some(view) = world.coordinator.migrations().last()
-                && view.phase == Phase::Prepared
-            {
-                refusable(world, Request::Activate(view.id));
-            }
-        }
+        Step::BringHome(vms) => bring_home(world, vms),
         Step::Activate(number) => {
             if let Some(id) = migration(world, number) {
                 refusable(world, Request::Activate(id));
@@ -203,6 +183,28 @@ fn apply(world: &mut World, step: Step) {
             refusable(world, Request::DrainRouter(name));
         }
         Step::Undrain(number) => refusable(world, Request::UndrainRouter(router(number))),
+    }
+}
+
+fn bring_home(world: &mut World, vms: Vec<u8>) {
+    let moves = vms
+        .into_iter()
+        .map(|number| {
+            let state = choose(&world.store.vms, number);
+            (state.vm.name, state.vm.home)
+        })
+        .collect();
+    let request = MigrateRequest {
+        moves,
+        activation: Activation::Manual,
+        unreachable: Unreachable::Wait,
+    };
+    refusable(world, Request::Migrate(request));
+    world.deliver_all();
+    if let Some(view) = world.coordinator.migrations().last()
+        && view.phase == Phase::Prepared
+    {
+        refusable(world, Request::Activate(view.id));
     }
 }
 
@@ -238,7 +240,7 @@ fn finish(world: &mut World) {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: cases(),
-        max_shrink_iters: 0,
+        max_shrink_iters: 1000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
