@@ -41,7 +41,9 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The configuration names no controller.
-    #[error("the configuration names no controller; add [controller] with endpoints = [\"http://HOST:PORT\"]")]
+    #[error(
+        "the configuration names no controller; add [controller] with endpoints = [\"http://HOST:PORT\"]"
+    )]
     NoEndpoint,
     /// The term cannot be kept.
     #[error(transparent)]

@@ -116,7 +116,11 @@ pub async fn start_with(
     }
     let (core, running) = core::start(store, times)?;
     let (stop, _) = watch::channel(false);
-    let mut servers = vec![tokio::spawn(serve_unix(core.clone(), unix, stop.subscribe()))];
+    let mut servers = vec![tokio::spawn(serve_unix(
+        core.clone(),
+        unix,
+        stop.subscribe(),
+    ))];
     if let Some(tcp) = tcp {
         servers.push(tokio::spawn(serve_tcp(core.clone(), tcp, stop.subscribe())));
     }
@@ -146,7 +150,10 @@ impl Controller {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ControllerError> {
         let Self {
             core,
-            running: Running { thread, mut outcome },
+            running: Running {
+                thread,
+                mut outcome,
+            },
             servers,
             stop,
             socket,

@@ -108,7 +108,10 @@ fn optional_address_bytes(address: Option<Ipv4Addr>) -> Vec<u8> {
 
 fn mac(field: &'static str, bytes: &[u8]) -> Result<MacAddress, Malformed> {
     let octets: [u8; 6] = bytes.try_into().map_err(|_| {
-        Malformed::new(field, format!("a MAC address has 6 bytes, not {}", bytes.len()))
+        Malformed::new(
+            field,
+            format!("a MAC address has 6 bytes, not {}", bytes.len()),
+        )
     })?;
     if octets == [0; 6] || octets[0] & 1 != 0 {
         return Err(Malformed::new(field, "not a unicast MAC address"));

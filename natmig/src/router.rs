@@ -553,12 +553,14 @@ impl Router {
             prefix_length: u32::from(pool.prefix_len()),
             address: pool.network().octets(),
         };
-        let boundary: Vec<String> = self
-            .config
+        let boundary: Vec<(String, [u8; 6])> = self
             .interfaces
-            .iter()
-            .filter(|interface| matches!(interface.role, Role::Access | Role::External))
-            .map(|interface| interface.name.clone())
+            .values()
+            .filter(|attached| {
+                let role = Role::from_raw(attached.interface.role);
+                matches!(role, Some(Role::Access | Role::External))
+            })
+            .map(|attached| (attached.name.clone(), attached.interface.mac))
             .collect();
         guard::install(&self.instance, &boundary, pools)?;
         let doing = || RouterError::system("set the locator pools");

@@ -8,7 +8,6 @@ mod support;
 use std::{
     fs,
     process::{Child, Command, Output, Stdio},
-
 };
 
 use serde_json::Value;
@@ -96,6 +95,7 @@ async fn answers(fabric: &Fabric) {
     .await;
 }
 
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 #[tokio::test(flavor = "multi_thread")]
 async fn operator_moves_a_vm_while_the_controller_is_killed() {
     let mut fabric = Fabric::new();
@@ -112,14 +112,24 @@ async fn operator_moves_a_vm_while_the_controller_is_killed() {
     succeed(
         &fabric,
         &[
-            "vm", "add", "vm1", "--identity", "10.1.1.10", "--mac", "02:00:00:00:00:10",
-            "--segment", "rack1",
+            "vm",
+            "add",
+            "vm1",
+            "--identity",
+            "10.1.1.10",
+            "--mac",
+            "02:00:00:00:00:10",
+            "--segment",
+            "rack1",
         ],
     );
     fabric.start_agents();
     all_in_sync(&mut fabric.client().await).await;
 
-    let json = succeed(&fabric, &["migrate", "vm1", "--to", "rack2", "--wait", "--json"]);
+    let json = succeed(
+        &fabric,
+        &["migrate", "vm1", "--to", "rack2", "--wait", "--json"],
+    );
     let view: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(view["id"], 1);
     assert_eq!(view["routers"].as_array().unwrap().len(), 4);
@@ -134,14 +144,27 @@ async fn operator_moves_a_vm_while_the_controller_is_killed() {
             "NATMIG_CONTROLLER",
             format!("unix://{}", fabric.config().socket.display()),
         )
-        .args(["migrate", "vm1", "--to", "rack3", "--unreachable", "wait", "--wait", "--json"])
+        .args([
+            "migrate",
+            "vm1",
+            "--to",
+            "rack3",
+            "--unreachable",
+            "wait",
+            "--wait",
+            "--json",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     until("the migration prepares", async || {
         let output = run(&fabric, &["migration", "show", "2"]);
-        if output.status.success() { Ok(()) } else { Err(format!("{output:?}")) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("{output:?}"))
+        }
     })
     .await;
     controller.kill();
@@ -160,17 +183,29 @@ async fn operator_moves_a_vm_while_the_controller_is_killed() {
     fabric.stop_agent("core1").await;
     let wait = ["--wait", "--timeout", "300ms", "--unreachable", "wait"];
     let busy_until_folded = until("the VM may move again", async || {
-        let output = run(&fabric, &[&["migrate", "vm1", "--to", "rack1"][..], &wait].concat());
+        let output = run(
+            &fabric,
+            &[&["migrate", "vm1", "--to", "rack1"][..], &wait].concat(),
+        );
         match output.status.code() {
             Some(5) => Ok(String::from_utf8(output.stderr).unwrap()),
-            code => Err(format!("{code:?}: {}", String::from_utf8_lossy(&output.stderr))),
+            code => Err(format!(
+                "{code:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )),
         }
     })
     .await;
-    assert!(busy_until_folded.contains("waiting for core1"), "{busy_until_folded}");
+    assert!(
+        busy_until_folded.contains("waiting for core1"),
+        "{busy_until_folded}"
+    );
     succeed(&fabric, &["migration", "abort", "3"]);
     succeed(&fabric, &["router", "drain", "core1"]);
-    let json = succeed(&fabric, &["migrate", "vm1", "--to", "rack1", "--wait", "--json"]);
+    let json = succeed(
+        &fabric,
+        &["migrate", "vm1", "--to", "rack1", "--wait", "--json"],
+    );
     let view: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(view["vms"][0]["to"]["locator"], Value::Null);
     drop(controller);
@@ -190,14 +225,25 @@ fn malformed_files_are_refused_with_place_and_remedy() {
     ] {
         fs::write(file, text).unwrap();
         let error = fail(&fabric, 1, &[command, &[file]].concat());
-        assert!(error.contains("bad.toml:1:") || error.contains("bad.toml:2:"), "{error}");
+        assert!(
+            error.contains("bad.toml:1:") || error.contains("bad.toml:2:"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn every_command_has_help_with_examples() {
     let fabric = Fabric::new();
-    for command in ["agent", "controller", "topology", "vm", "migrate", "migration", "router"] {
+    for command in [
+        "agent",
+        "controller",
+        "topology",
+        "vm",
+        "migrate",
+        "migration",
+        "router",
+    ] {
         let help = succeed(&fabric, &[command, "--help"]);
         assert!(help.contains("Examples:"), "{command}");
     }

@@ -28,7 +28,11 @@ async fn vm_moves_moves_on_and_returns() {
             view.commit_ns.map(Duration::from_nanos),
             view.commit_spread_ns.map(Duration::from_nanos),
         );
-        assert!(view.routers.iter().all(|router| router.progress.committed_at().is_some()));
+        assert!(
+            view.routers
+                .iter()
+                .all(|router| router.progress.committed_at().is_some())
+        );
         reach(&mut client, id, Phase::is_final).await;
         fabric.tables_agree(&vms(&mut client).await).unwrap();
     }
@@ -54,8 +58,9 @@ async fn agents_and_operators_come_over_tcp() {
     for router in ROUTERS {
         fabric.start_agent_at(router, &endpoint);
     }
-    let mut client =
-        v1::control_service_client::ControlServiceClient::connect(endpoint).await.unwrap();
+    let mut client = v1::control_service_client::ControlServiceClient::connect(endpoint)
+        .await
+        .unwrap();
     set_up(&mut client).await;
     all_in_sync(&mut client).await;
     let id = start(&mut client, start_request(&["vm1", "vm2"], "rack2")).await;
@@ -80,7 +85,10 @@ async fn group_of_a_thousand_fits() {
         .replace("10.2.0.128/25", "10.2.128.0/17")
         .replace("10.1.3", "10.3.0");
     let file = "large.toml".to_owned();
-    client.apply_topology(v1::ApplyTopologyRequest { text, file }).await.unwrap();
+    client
+        .apply_topology(v1::ApplyTopologyRequest { text, file })
+        .await
+        .unwrap();
     let group: Vec<v1::Vm> = (0..1000_u16)
         .map(|number| {
             let [high, low] = (number + 256).to_be_bytes();
@@ -92,7 +100,10 @@ async fn group_of_a_thousand_fits() {
             }
         })
         .collect();
-    client.add_vms(v1::AddVmsRequest { vms: group.clone() }).await.unwrap();
+    client
+        .add_vms(v1::AddVmsRequest { vms: group.clone() })
+        .await
+        .unwrap();
     all_in_sync(&mut client).await;
     let names: Vec<&str> = group.iter().map(|vm| vm.name.as_str()).collect();
     let begun = Instant::now();
@@ -127,7 +138,9 @@ async fn controller_killed_at_every_store_finishes_or_aborts() {
             let controller = fabric.controller_with(Box::new(crashing)).await;
             let mut client = fabric.client().await;
             all_in_sync(&mut client).await;
-            let started = client.start_migration(start_request(&["vm1", "vm2"], "rack2")).await;
+            let started = client
+                .start_migration(start_request(&["vm1", "vm2"], "rack2"))
+                .await;
             let outcome = until("the controller dies or the migration ends", async || {
                 if controller.task.is_finished() {
                     return Ok(None);
@@ -169,10 +182,15 @@ async fn controller_killed_at_every_store_finishes_or_aborts() {
                 }
             })
             .await;
-            assert!(started.is_err() || phase.is_some(), "an acknowledged migration was lost");
+            assert!(
+                started.is_err() || phase.is_some(),
+                "an acknowledged migration was lost"
+            );
             let known = vms(&mut client).await;
-            let segments: Vec<_> =
-                known.iter().map(|vm| vm.place.clone().unwrap().segment).collect();
+            let segments: Vec<_> = known
+                .iter()
+                .map(|vm| vm.place.clone().unwrap().segment)
+                .collect();
             let expected = if phase == Some(v1::Phase::Done) {
                 ["rack2", "rack2", "rack1"]
             } else {
@@ -202,7 +220,10 @@ async fn agent_that_restarts_in_doubt_is_told_the_outcome() {
     assert_eq!(fabric.memory("edge2").lock().unwrap().held.len(), 1);
     fabric.start_agents();
     all_in_sync(&mut client).await;
-    client.activate_migration(v1::ActivateMigrationRequest { id }).await.unwrap();
+    client
+        .activate_migration(v1::ActivateMigrationRequest { id })
+        .await
+        .unwrap();
     reach(&mut client, id, Phase::is_final).await;
     fabric.tables_agree(&vms(&mut client).await).unwrap();
     fabric.finish(controller).await;
@@ -216,9 +237,16 @@ async fn silent_router_is_passed_over_and_caught_up() {
     let id = start(&mut client, request).await;
     reach(&mut client, id, |phase| phase == Phase::Prepared).await;
     fabric.memory("core1").lock().unwrap().stuck = true;
-    client.activate_migration(v1::ActivateMigrationRequest { id }).await.unwrap();
+    client
+        .activate_migration(v1::ActivateMigrationRequest { id })
+        .await
+        .unwrap();
     let view = reach(&mut client, id, Phase::is_success).await;
-    let core = view.routers.iter().find(|router| router.router.as_str() == "core1").unwrap();
+    let core = view
+        .routers
+        .iter()
+        .find(|router| router.router.as_str() == "core1")
+        .unwrap();
     assert!(core.passed_over, "{core:?}");
     assert_eq!(view.phase, Phase::Committed);
     fabric.memory("core1").lock().unwrap().stuck = false;
@@ -242,11 +270,18 @@ async fn router_that_does_not_answer_aborts_the_migration() {
     // Attested not forwarding, it is not needed.
     fabric.stop_agent("edge3").await;
     client
-        .drain_router(v1::DrainRouterRequest { name: "edge3".to_owned() })
+        .drain_router(v1::DrainRouterRequest {
+            name: "edge3".to_owned(),
+        })
         .await
         .unwrap();
     let id = start(&mut client, start_request(&["vm1"], "rack2")).await;
-    assert!(reach(&mut client, id, Phase::is_settled).await.phase.is_success());
+    assert!(
+        reach(&mut client, id, Phase::is_settled)
+            .await
+            .phase
+            .is_success()
+    );
     fabric.finish(controller).await;
 }
 
@@ -260,20 +295,36 @@ async fn refusals_change_nothing_and_say_why() {
     let busy = client.start_migration(request).await.unwrap_err();
     assert_eq!(busy.code(), Code::FailedPrecondition);
     assert!(busy.message().contains("busy"), "{busy}");
-    let unknown = client.start_migration(start_request(&["vm9"], "rack2")).await.unwrap_err();
+    let unknown = client
+        .start_migration(start_request(&["vm9"], "rack2"))
+        .await
+        .unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
-    let many: Vec<v1::Vm> = (20..26).map(|last| vm(&format!("vm{last}"), last)).collect();
-    client.add_vms(v1::AddVmsRequest { vms: many.clone() }).await.unwrap();
+    let many: Vec<v1::Vm> = (20..26)
+        .map(|last| vm(&format!("vm{last}"), last))
+        .collect();
+    client
+        .add_vms(v1::AddVmsRequest { vms: many.clone() })
+        .await
+        .unwrap();
     let names: Vec<&str> = many.iter().map(|vm| vm.name.as_str()).collect();
-    let exhausted = client.start_migration(start_request(&names, "rack3")).await.unwrap_err();
+    let exhausted = client
+        .start_migration(start_request(&names, "rack3"))
+        .await
+        .unwrap_err();
     assert_eq!(exhausted.code(), Code::FailedPrecondition);
     assert!(exhausted.message().contains("exhausted"), "{exhausted}");
-    let nothing = client.start_migration(start_request(&[], "rack3")).await.unwrap_err();
+    let nothing = client
+        .start_migration(start_request(&[], "rack3"))
+        .await
+        .unwrap_err();
     assert_eq!(nothing.code(), Code::InvalidArgument);
     let mut garbage = vm("vm99", 99);
     garbage.mac = vec![1, 2, 3];
-    let garbage =
-        client.add_vms(v1::AddVmsRequest { vms: vec![garbage] }).await.unwrap_err();
+    let garbage = client
+        .add_vms(v1::AddVmsRequest { vms: vec![garbage] })
+        .await
+        .unwrap_err();
     assert_eq!(garbage.code(), Code::InvalidArgument);
     assert!(garbage.message().contains("vm.mac"), "{garbage}");
     let topology = client
@@ -285,10 +336,16 @@ async fn refusals_change_nothing_and_say_why() {
         .unwrap_err();
     assert!(topology.message().contains("bad.toml:2:8"), "{topology}");
 
-    client.abort_migration(v1::AbortMigrationRequest { id }).await.unwrap();
+    client
+        .abort_migration(v1::AbortMigrationRequest { id })
+        .await
+        .unwrap();
     let view = reach(&mut client, id, Phase::is_final).await;
     assert_eq!(view.phase, Phase::Aborted);
-    let again = client.abort_migration(v1::AbortMigrationRequest { id: 777 }).await.unwrap_err();
+    let again = client
+        .abort_migration(v1::AbortMigrationRequest { id: 777 })
+        .await
+        .unwrap_err();
     assert_eq!(again.code(), Code::NotFound);
     fabric.finish(controller).await;
 }
@@ -310,7 +367,9 @@ async fn router_with_a_foreign_table_is_repaired() {
     let mut fabric = Fabric::new();
     fabric.memory("core1").lock().unwrap().table.insert(
         [10, 9, 9, 9].into(),
-        Rule::Known { identity: [10, 9, 9, 1].into() },
+        Rule::Known {
+            identity: [10, 9, 9, 1].into(),
+        },
     );
     let controller = fabric.controller().await;
     fabric.start_agents();
@@ -330,8 +389,16 @@ async fn controller_of_a_lower_term_is_refused() {
     fabric.memory("edge1").lock().unwrap().term = future;
     fabric.start_agent("edge1");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let routers = client.list_routers(v1::ListRoutersRequest {}).await.unwrap().into_inner();
-    let edge1 = routers.routers.iter().find(|router| router.name == "edge1").unwrap();
+    let routers = client
+        .list_routers(v1::ListRoutersRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let edge1 = routers
+        .routers
+        .iter()
+        .find(|router| router.name == "edge1")
+        .unwrap();
     assert!(!edge1.connected);
     assert_eq!(fabric.memory("edge1").lock().unwrap().term, future);
     fabric.finish(controller).await;
@@ -340,7 +407,12 @@ async fn controller_of_a_lower_term_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn second_controller_on_the_same_store_is_refused() {
     let (fabric, controller, _client) = Fabric::ready().await;
-    let error = natmig::controller::start(&fabric.config()).await.unwrap_err();
-    assert!(error.to_string().contains("in use by another controller"), "{error}");
+    let error = natmig::controller::start(&fabric.config())
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("in use by another controller"),
+        "{error}"
+    );
     fabric.finish(controller).await;
 }

@@ -38,10 +38,17 @@ fn migration(number: u8) -> MigrationRecord {
         activated: false,
         unreachable: Unreachable::Wait,
         phase: Phase::Prepared,
-        times: vec![(Phase::Preparing, Timestamp(1)), (Phase::Prepared, Timestamp(u64::MAX))],
+        times: vec![
+            (Phase::Preparing, Timestamp(1)),
+            (Phase::Prepared, Timestamp(u64::MAX)),
+        ],
         drain_until: Some(Timestamp(5)),
         error: Some("none".to_owned()),
-        routers: [(RouterName::new("edge1"), natmig::coordinator::Progress::Prepared)].into(),
+        routers: [(
+            RouterName::new("edge1"),
+            natmig::coordinator::Progress::Prepared,
+        )]
+        .into(),
         uncleared: [RouterName::new("edge1")].into(),
     }
 }
@@ -61,17 +68,27 @@ fn any_op() -> impl Strategy<Value = StoreOp> {
     prop_oneof![
         Just(StoreOp::PutTopology(topology())),
         number.clone().prop_map(|number| StoreOp::PutVm(vm(number))),
-        number.clone().prop_map(|number| StoreOp::DeleteVm(vm(number).vm.name)),
-        number.clone().prop_map(|number| StoreOp::PutMigration(Box::new(migration(number)))),
-        number.clone().prop_map(|number| StoreOp::DeleteMigration(TransactionId(number.into()))),
+        number
+            .clone()
+            .prop_map(|number| StoreOp::DeleteVm(vm(number).vm.name)),
+        number
+            .clone()
+            .prop_map(|number| StoreOp::PutMigration(Box::new(migration(number)))),
+        number
+            .clone()
+            .prop_map(|number| StoreOp::DeleteMigration(TransactionId(number.into()))),
         (number.clone(), any::<u64>()).prop_map(|(number, until)| {
             StoreOp::PutQuarantined(Quarantined {
                 locator: [10, 1, 2, number].into(),
                 until: Timestamp(until),
             })
         }),
-        number.clone().prop_map(|number| StoreOp::DeleteQuarantined([10, 1, 2, number].into())),
-        number.clone().prop_map(|n| StoreOp::PutDrained(RouterName::new(format!("edge{n}")))),
+        number
+            .clone()
+            .prop_map(|number| StoreOp::DeleteQuarantined([10, 1, 2, number].into())),
+        number
+            .clone()
+            .prop_map(|n| StoreOp::PutDrained(RouterName::new(format!("edge{n}")))),
         number.prop_map(|n| StoreOp::DeleteDrained(RouterName::new(format!("edge{n}")))),
         any::<u64>().prop_map(StoreOp::PutNextId),
     ]
@@ -79,7 +96,9 @@ fn any_op() -> impl Strategy<Value = StoreOp> {
 
 /// Order within a table is no part of what is stored.
 fn sorted(mut stored: Stored) -> Stored {
-    stored.vms.sort_by(|one, other| one.vm.name.cmp(&other.vm.name));
+    stored
+        .vms
+        .sort_by(|one, other| one.vm.name.cmp(&other.vm.name));
     stored.migrations.sort_by_key(|record| record.id);
     stored.quarantined.sort_by_key(|record| record.locator);
     stored
@@ -134,7 +153,11 @@ fn open_error(path: &Path) -> StoreError {
 fn foreign_files_are_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    for content in [&b"x"[..], b"not a database, but long enough to look into", &[0; 8192]] {
+    for content in [
+        &b"x"[..],
+        b"not a database, but long enough to look into",
+        &[0; 8192],
+    ] {
         fs::write(&path, content).unwrap();
         assert!(matches!(open_error(&path), StoreError::Foreign(_)));
         assert_eq!(fs::read(&path).unwrap(), content);
@@ -167,12 +190,18 @@ fn other_versions_and_damaged_records_are_refused() {
 
     overwrite(&path, "vms", "vm1", b"{\"vm\":");
     let error = FileStore::open(&path).unwrap().load().unwrap_err();
-    assert!(matches!(&error, StoreError::Damaged { what, .. } if what == "a VM"), "{error}");
+    assert!(
+        matches!(&error, StoreError::Damaged { what, .. } if what == "a VM"),
+        "{error}"
+    );
     assert!(error.to_string().contains("backup"));
 
     overwrite(&path, "natmig", "format", b"999");
     let error = open_error(&path);
-    assert!(matches!(error, StoreError::Version { found: 999, .. }), "{error}");
+    assert!(
+        matches!(error, StoreError::Version { found: 999, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -203,5 +232,8 @@ fn unusable_paths_are_named() {
     fs::write(&file, "").unwrap();
     let error = open_error(&file.join("store.redb"));
     assert!(error.to_string().contains("file"), "{error}");
-    assert!(matches!(open_error(directory.path()), StoreError::System { .. }));
+    assert!(matches!(
+        open_error(directory.path()),
+        StoreError::System { .. }
+    ));
 }

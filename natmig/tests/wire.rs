@@ -35,8 +35,11 @@ fn rule() -> impl Strategy<Value = Rule> {
         Just(Rule::Absent),
         (address(), prop::option::of(attachment()))
             .prop_map(|(locator, home)| Rule::Away { locator, home }),
-        (optional(), attachment(), optional())
-            .prop_map(|(locator, at, gateway)| Rule::Local { locator, at, gateway }),
+        (optional(), attachment(), optional()).prop_map(|(locator, at, gateway)| Rule::Local {
+            locator,
+            at,
+            gateway
+        }),
         (address(), attachment()).prop_map(|(identity, at)| Rule::Deliver { identity, at }),
         (address(), address()).prop_map(|(identity, to)| Rule::Forward { identity, to }),
         address().prop_map(|identity| Rule::Known { identity }),
@@ -202,8 +205,14 @@ fn garbage_is_refused_by_name() {
     for (change, field) in [
         (change(&[10, 0, 0], known(&[10, 0, 0, 1])), "change.address"),
         (change(&[], known(&[10, 0, 0, 1])), "change.address"),
-        (change(&[0, 0, 0, 0], known(&[10, 0, 0, 1])), "change.address"),
-        (change(&[10, 0, 0, 1], known(&[224, 0, 0, 1])), "known.identity"),
+        (
+            change(&[0, 0, 0, 0], known(&[10, 0, 0, 1])),
+            "change.address",
+        ),
+        (
+            change(&[10, 0, 0, 1], known(&[224, 0, 0, 1])),
+            "known.identity",
+        ),
         (change(&[10, 0, 0, 1], None), "rule.action"),
         (
             change(
@@ -238,7 +247,12 @@ fn garbage_is_refused_by_name() {
         router: "edge1".to_owned(),
         ..v1::Hello::default()
     };
-    assert!(Hello::try_from(hello).unwrap_err().to_string().contains("install the same natmig"));
+    assert!(
+        Hello::try_from(hello)
+            .unwrap_err()
+            .to_string()
+            .contains("install the same natmig")
+    );
     for router in ["", "two words", &"x".repeat(256), "a\0b"] {
         let hello = v1::Hello {
             protocol: 1,
@@ -258,7 +272,10 @@ fn garbage_is_refused_by_name() {
             version: 1,
         })),
     };
-    assert_eq!(Command::try_from(unsorted).unwrap_err().field, "replace.rules");
+    assert_eq!(
+        Command::try_from(unsorted).unwrap_err().field,
+        "replace.rules"
+    );
 }
 
 /// A reply fits its command or none.
@@ -291,5 +308,8 @@ fn table_of_two_million_addresses_fits() {
         rule,
     });
     let each = change.encoded_len() + 4;
-    assert!(each * 2_097_152 < natmig::proto::MESSAGE_LIMIT, "{each} bytes each");
+    assert!(
+        each * 2_097_152 < natmig::proto::MESSAGE_LIMIT,
+        "{each} bytes each"
+    );
 }

@@ -13,7 +13,6 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 
 /// Multicast groups of `NETLINK_ROUTE`: links, and IPv4 addresses.
-#[expect(clippy::cast_sign_loss, reason = "constants of the kernel's interface, all positive")]
 const GROUPS: u32 = (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR) as u32;
 
 /// Changes come in bursts; they are answered once, this long after the first.

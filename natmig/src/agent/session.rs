@@ -29,13 +29,13 @@ enum SessionError {
     Endpoint(tonic::transport::Error),
     #[error("does not answer: {}", chain(.0))]
     Connect(tonic::transport::Error),
-    #[error("{}", .0.message())]
+    #[error("ended the session: {}", .0.message())]
     Status(#[from] tonic::Status),
     #[error("does not answer in time")]
     Timeout,
     #[error("sent nonsense: {0}; is it another version of natmig?")]
     Malformed(#[from] Malformed),
-    #[error("ended the session")]
+    #[error("ended the session without a reason")]
     Ended,
     #[error("the tables' thread has ended")]
     NoWorker,
@@ -127,7 +127,12 @@ async fn converse(
     .await
     .map_err(|_| SessionError::Timeout)??
     .into_inner();
-    tracing::info!(endpoint, term = hello.term, held = hello.held.len(), "connected");
+    tracing::info!(
+        endpoint,
+        term = hello.term,
+        held = hello.held.len(),
+        "connected"
+    );
     *established = true;
 
     while let Some(command) = commands.message().await? {

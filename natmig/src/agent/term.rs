@@ -18,7 +18,9 @@ pub(super) struct TermFile {
 #[derive(Debug, thiserror::Error)]
 pub enum TermError {
     /// The system refuses.
-    #[error("{path}: {source}; the agent keeps the controller's term there: make the directory writable, or choose one with --state")]
+    #[error(
+        "{path}: {source}; the agent keeps the controller's term there: make the directory writable, or choose one with --state"
+    )]
     System {
         /// The file.
         path: PathBuf,

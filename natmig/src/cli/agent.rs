@@ -46,8 +46,8 @@ pub(crate) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = RouterConfig::read(&args.config)?;
     let term_file = args.state.join(format!("{}.term", config.instance));
-    let identity = Identity::new(&config, term_file)
-        .with_context(|| args.config.display().to_string())?;
+    let identity =
+        Identity::new(&config, term_file).with_context(|| args.config.display().to_string())?;
     if args.check {
         println!("{}: valid", args.config.display());
         return Ok(ExitCode::SUCCESS);

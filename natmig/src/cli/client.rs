@@ -65,15 +65,15 @@ impl From<Status> for Failure {
             Code::FailedPrecondition | Code::ResourceExhausted | Code::AlreadyExists => {
                 Self::Refused(message)
             }
-            Code::Unavailable => Self::Other(anyhow::anyhow!(
-                "the controller went away: {message}; see whether it runs, and ask again"
+            // A connection that breaks has no code of its own.
+            Code::Unavailable | Code::Unknown | Code::Cancelled => Self::Other(anyhow::anyhow!(
+                "the controller went away ({message}); whether it still did what was asked is not \
+                 known: see whether it runs, and look before asking again"
             )),
             Code::Unimplemented => Self::Other(anyhow::anyhow!(
                 "the controller does not know this command: it runs another version of natmig"
             )),
             Code::Ok
-            | Code::Cancelled
-            | Code::Unknown
             | Code::InvalidArgument
             | Code::DeadlineExceeded
             | Code::NotFound
@@ -132,7 +132,9 @@ impl ClientArgs {
 
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let url = &self.controller;
-        let known = ["unix://", "http://"].iter().any(|scheme| url.starts_with(scheme));
+        let known = ["unix://", "http://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme));
         let endpoint = Endpoint::from_shared(url.clone()).ok().filter(|_| known);
         let channel = endpoint
             .with_context(|| {

@@ -20,7 +20,11 @@ use crate::controller::{self, ControllerConfig};
     The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
 pub(crate) struct Args {
     /// The controller's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/natmig/controller.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/natmig/controller.toml"
+    )]
     config: PathBuf,
 
     /// Validate the configuration and exit

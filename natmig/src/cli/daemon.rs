@@ -8,8 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Logs to standard error; `NATMIG_LOG` chooses how much, in the syntax of `tracing`.
 pub(super) fn log() {
-    let filter = EnvFilter::try_from_env("NATMIG_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("NATMIG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -113,7 +113,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 while let Some(update) = updates.message().await? {
                     let view = client::migration(update.migration)?;
                     if json {
-                        println!("{}", serde_json::to_string(&view).map_err(anyhow::Error::from)?);
+                        println!(
+                            "{}",
+                            serde_json::to_string(&view).map_err(anyhow::Error::from)?
+                        );
                     } else {
                         println!("{}", line(&view));
                     }
@@ -125,11 +128,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn milliseconds(nanoseconds: u64) -> String {
-    format!("{:.3} ms", Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3)
+    format!(
+        "{:.3} ms",
+        Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3
+    )
 }
 
 fn microseconds(nanoseconds: u64) -> String {
-    format!("{:.1} µs", Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6)
+    format!(
+        "{:.1} µs",
+        Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6
+    )
 }
 
 /// A migration in one line.
@@ -154,7 +163,14 @@ fn print_list(views: &[MigrationView], json: bool) -> anyhow::Result<()> {
         return client::print_json(&views);
     }
     let mut table = client::table(&[
-        "migration", "phase", "started", "VMs", "to", "commit", "spread", "remarks",
+        "migration",
+        "phase",
+        "started",
+        "VMs",
+        "to",
+        "commit",
+        "spread",
+        "remarks",
     ]);
     for view in views {
         let mut segments: Vec<_> = view.vms.iter().map(|vm| vm.to.segment.as_str()).collect();
@@ -252,7 +268,12 @@ fn print_whole(view: &MigrationView, json: bool) -> anyhow::Result<()> {
         .filter_map(|router| router.progress.committed_at())
         .min();
     let mut table = client::table(&[
-        "router", "stage", "progress", "commit after first", "grace", "remarks",
+        "router",
+        "stage",
+        "progress",
+        "commit after first",
+        "grace",
+        "remarks",
     ]);
     for router in &view.routers {
         let mut remarks = Vec::new();

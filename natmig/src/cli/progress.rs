@@ -53,8 +53,7 @@ pub(super) async fn wait(
     timeout: Duration,
 ) -> Result<MigrationView, Failure> {
     let mut display = Display::new(id, !args.json);
-    let outcome =
-        tokio::time::timeout(timeout, follow(args, client, id, goal, &mut display)).await;
+    let outcome = tokio::time::timeout(timeout, follow(args, client, id, goal, &mut display)).await;
     display.finish();
     let Ok(view) = outcome else {
         return Err(Failure::Timeout(format!(
@@ -112,7 +111,10 @@ async fn follow(
                 }
             }
         };
-        if !matches!(lost.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal) {
+        if !matches!(
+            lost.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+        ) {
             return Err(lost.into());
         }
         display.note("the controller went away; the migration outlives it, asking again");
@@ -131,7 +133,10 @@ fn waiting(view: &MigrationView) -> String {
     match &names[..] {
         [] => String::new(),
         [first, second, third, _, ..] => {
-            format!(", waiting for {first}, {second}, {third} and {} more", names.len() - 3)
+            format!(
+                ", waiting for {first}, {second}, {third} and {} more",
+                names.len() - 3
+            )
         }
         names => format!(", waiting for {}", names.join(", ")),
     }

@@ -80,7 +80,13 @@ fn list(routers: &[RouterView], json: bool) -> anyhow::Result<()> {
         return client::print_json(&routers);
     }
     let mut table = client::table(&[
-        "router", "tier", "segments", "agent", "table", "holds back", "problem",
+        "router",
+        "tier",
+        "segments",
+        "agent",
+        "table",
+        "holds back",
+        "problem",
     ]);
     for router in routers {
         let segments: Vec<_> = router.segments.iter().map(SegmentName::as_str).collect();

@@ -1,6 +1,11 @@
 //! `natmig vm`.
 
-use std::{fs, net::Ipv4Addr, path::{Path, PathBuf}, process::ExitCode};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -131,7 +136,14 @@ fn print(vms: &[VmView], json: bool) -> anyhow::Result<()> {
         return client::print_json(&vms);
     }
     let mut table = client::table(&[
-        "VM", "identity", "MAC", "home", "segment", "locator", "draining", "migration",
+        "VM",
+        "identity",
+        "MAC",
+        "home",
+        "segment",
+        "locator",
+        "draining",
+        "migration",
     ]);
     for vm in vms {
         let draining: Vec<_> = vm.draining.iter().map(ToString::to_string).collect();
@@ -208,7 +220,8 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Vm>> {
     if parsed.vm.is_empty() {
         return Err(at(
             0,
-            "no VM in the file; write [[vm]] with name, identity, mac and segment for each".to_owned(),
+            "no VM in the file; write [[vm]] with name, identity, mac and segment for each"
+                .to_owned(),
         ));
     }
     let mut vms: Vec<Vm> = Vec::with_capacity(parsed.vm.len());
@@ -260,11 +273,23 @@ mod tests {
     fn malformed_files_name_line_and_remedy() {
         for (text, place, words) in [
             ("", ":1:1: ", "write [[vm]]"),
-            ("[[vm]]\nname = \"a\"\n", ":1:1: ", "missing field `identity`"),
-            (&GOOD.replace("10.1.1.10", "10.1.1.300"), ":3:12: ", "no IPv4 address"),
+            (
+                "[[vm]]\nname = \"a\"\n",
+                ":1:1: ",
+                "missing field `identity`",
+            ),
+            (
+                &GOOD.replace("10.1.1.10", "10.1.1.300"),
+                ":3:12: ",
+                "no IPv4 address",
+            ),
             (&GOOD.replace("02:00", "03:00"), ":4:7: ", "unicast MAC"),
             (&format!("{GOOD}{GOOD}"), ":7:8: ", "twice"),
-            (&format!("{GOOD}color = 1\n"), ":6:1: ", "unknown field `color`"),
+            (
+                &format!("{GOOD}color = 1\n"),
+                ":6:1: ",
+                "unknown field `color`",
+            ),
             ("[[vm]\n", ":1:", "write [[vm]]"),
         ] {
             let error = parse(Path::new("vms.toml"), text).unwrap_err().to_string();

@@ -106,7 +106,11 @@ mod tests {
     #[test]
     fn malformed_files_name_line_and_remedy() {
         for (text, place, message) in [
-            ("socket = \"/s\"\nlisten = \"here\"", ":2:10: ", "socket address"),
+            (
+                "socket = \"/s\"\nlisten = \"here\"",
+                ":2:10: ",
+                "socket address",
+            ),
             ("port = 7400", ":1:1: ", "unknown field `port`"),
             ("store = 3", ":1:9: ", "string"),
             ("listen = [", ":1:", ""),

@@ -78,9 +78,7 @@ impl ControlService for Control {
             .into_iter()
             .map(TryInto::try_into)
             .collect::<Result<_, _>>()?;
-        self.core
-            .request(coordinator::Request::AddVms(vms))
-            .await?;
+        self.core.request(coordinator::Request::AddVms(vms)).await?;
         Ok(Response::new(v1::AddVmsResponse {}))
     }
 
@@ -262,11 +260,7 @@ async fn watch(core: Handle, id: Option<TransactionId>, states: Watched) {
     }
 }
 
-async fn follow(
-    core: &Handle,
-    id: Option<TransactionId>,
-    states: &Watched,
-) -> Result<(), Status> {
+async fn follow(core: &Handle, id: Option<TransactionId>, states: &Watched) -> Result<(), Status> {
     // Subscribed before the present state is looked at, so that no change is missed between.
     let mut updates = core.watch()?;
     let wanted = |view: &MigrationView| id.is_none_or(|id| view.id == id);

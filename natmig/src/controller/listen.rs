@@ -23,7 +23,9 @@ pub(crate) struct SocketFile {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Somebody answers on it.
-    #[error("{0}: another controller listens on this socket; stop it first, or choose another socket")]
+    #[error(
+        "{0}: another controller listens on this socket; stop it first, or choose another socket"
+    )]
     InUse(PathBuf),
     /// Something that is no socket has its name.
     #[error("{0}: exists and is no socket; move it away, or choose another socket")]
@@ -94,7 +96,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("below").join("controller.sock");
         let (listener, file) = bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert!(matches!(bind(&path), Err(ListenError::InUse(_))));
         drop(listener);
         std::mem::forget(file);

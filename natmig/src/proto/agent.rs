@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Malformed, PROTOCOL, TEXT_LIMIT, address, address_bytes, enumeration, name, prefix, required, v1,
+    Malformed, PROTOCOL, TEXT_LIMIT, address, address_bytes, enumeration, name, prefix, required,
+    v1,
 };
 use crate::{
     coordinator::{self, CommandRef, Failure, Held, HeldState, Report, Timestamp},

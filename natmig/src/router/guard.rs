@@ -3,6 +3,9 @@
 //! What the kernel itself sends or forwards out of an access or external interface with an address
 //! of a locator pool is dropped and counted, ICMP errors that quote one too. It is in place before
 //! the first program is attached, and is replaced in one nftables transaction.
+//!
+//! A second table mends what a veth gets wrong: it notes that a frame is for another host before the
+//! program gets it, and does not look again when the program has made it the router's own.
 
 use std::{
     fmt::Write as _,
@@ -39,8 +42,28 @@ const FIELDS: [(&str, &str); 4] = [
 ];
 
 /// The guard's rules, as `nft -f` reads them.
-fn rules(instance: &Instance, boundary: &[String], pools: &[Ipv4Net]) -> String {
+fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> String {
     let table = instance.guard_table();
+    let mut text = leaving(&table, boundary, pools);
+    writeln!(
+        text,
+        "table netdev {table} {{}}\ndelete table netdev {table}\ntable netdev {table} {{"
+    )
+    .unwrap_or_default();
+    for (number, (name, mac)) in boundary.iter().enumerate() {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        writeln!(
+            text,
+            "  chain arriving_{number} {{\n    type filter hook ingress device \"{name}\" priority -500; policy accept;\n    meta pkttype other ether daddr {mac} meta pkttype set host\n  }}"
+        )
+        .unwrap_or_default();
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// The rules for what leaves.
+fn leaving(table: &str, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> String {
     let mut text = format!("table ip {table} {{}}\ndelete table ip {table}\ntable ip {table} {{\n");
     for (name, _) in FIELDS {
         writeln!(text, "  counter {name} {{ }}").unwrap_or_default();
@@ -51,7 +74,7 @@ fn rules(instance: &Instance, boundary: &[String], pools: &[Ipv4Net]) -> String 
     if !boundary.is_empty() {
         let names = boundary
             .iter()
-            .map(|name| format!("\"{name}\""))
+            .map(|(name, _)| format!("\"{name}\""))
             .collect::<Vec<_>>()
             .join(", ");
         for pool in pools {
@@ -72,7 +95,7 @@ fn rules(instance: &Instance, boundary: &[String], pools: &[Ipv4Net]) -> String 
 /// Installs the guard, or replaces it.
 pub(super) fn install(
     instance: &Instance,
-    boundary: &[String],
+    boundary: &[(String, [u8; 6])],
     pools: &[Ipv4Net],
 ) -> Result<(), RouterError> {
     nft(&["-f", "-"], &rules(instance, boundary, pools)).map(drop)
@@ -83,7 +106,9 @@ pub(super) fn remove(instance: &Instance) -> Result<(), RouterError> {
     let table = instance.guard_table();
     nft(
         &["-f", "-"],
-        &format!("table ip {table} {{}}\ndelete table ip {table}\n"),
+        &format!(
+            "table ip {table} {{}}\ndelete table ip {table}\ntable netdev {table} {{}}\ndelete table netdev {table}\n"
+        ),
     )
     .map(drop)
 }
@@ -137,7 +162,11 @@ mod tests {
     #[test]
     fn guard_masks_each_pool_in_each_field() {
         let pools = ["10.1.1.128/25".parse().unwrap()];
-        let text = rules(&Instance::new("default"), &["acc0".to_owned()], &pools);
+        let text = rules(
+            &Instance::new("default"),
+            &[("acc0".to_owned(), [2, 0, 0, 0, 0, 1])],
+            &pools,
+        );
         assert!(text.contains(
             "oifname { \"acc0\" } @nh,96,32 & 0xffffff80 == 0x0a010180 counter name source drop"
         ));

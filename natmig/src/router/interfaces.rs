@@ -95,6 +95,12 @@ pub(super) fn fill(
         role: Role::Kernel as u8,
         mac: port.mac,
         mtu: clamp_mtu(port.mtu),
+        // Tells the kernel's own senders that a packet is too big.
+        address: addresses
+            .iter()
+            .map(|(_, address)| *address)
+            .find(|address| !address.is_loopback())
+            .map_or([0; 4], |address| address.octets()),
         ..Interface::default()
     };
     let before = known.get(&port.far);

@@ -104,6 +104,9 @@ impl Kernel {
         // The program cannot complete a checksum that the kernel left to hardware.
         disable_tx_checksum(&near).map_err(doing())?;
         write_sysctl(&far, "rp_filter", "0").map_err(doing())?;
+        // A packet that the program leaves to the kernel, to resolve its next hop or to fragment it,
+        // comes in here with the router's own address as its source.
+        write_sysctl(&far, "accept_local", "1").map_err(doing())?;
         Ok(Port { mtu, ..port })
     }
 

@@ -179,7 +179,10 @@ impl FileStore {
             }
             Ok(records)
         })?;
-        records.iter().map(|bytes| self.decode(bytes, what)).collect()
+        records
+            .iter()
+            .map(|bytes| self.decode(bytes, what))
+            .collect()
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8], what: &str) -> Result<T, StoreError> {

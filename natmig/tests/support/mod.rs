@@ -507,8 +507,14 @@ pub async fn all_in_sync(client: &mut Client) {
             .into_inner()
             .routers;
         let ready = routers.len() == ROUTERS.len()
-            && routers.iter().all(|router| router.connected && router.in_sync);
-        if ready { Ok(()) } else { Err(format!("{routers:?}")) }
+            && routers
+                .iter()
+                .all(|router| router.connected && router.in_sync);
+        if ready {
+            Ok(())
+        } else {
+            Err(format!("{routers:?}"))
+        }
     })
     .await;
 }
@@ -533,11 +539,7 @@ pub async fn start(client: &mut Client, request: v1::StartMigrationRequest) -> u
 }
 
 /// Follows a migration until it is where it should be.
-pub async fn reach(
-    client: &mut Client,
-    id: u64,
-    goal: impl Fn(Phase) -> bool,
-) -> MigrationView {
+pub async fn reach(client: &mut Client, id: u64, goal: impl Fn(Phase) -> bool) -> MigrationView {
     let mut updates = client
         .watch_migrations(v1::WatchMigrationsRequest { id })
         .await
@@ -545,7 +547,11 @@ pub async fn reach(
         .into_inner();
     tokio::time::timeout(Duration::from_secs(10), async {
         loop {
-            let update = updates.message().await.unwrap().expect("the goal is reached");
+            let update = updates
+                .message()
+                .await
+                .unwrap()
+                .expect("the goal is reached");
             let view: MigrationView = update.migration.unwrap().try_into().unwrap();
             if goal(view.phase) {
                 return view;

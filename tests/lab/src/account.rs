@@ -1,8 +1,10 @@
 //! What a flow is charged with.
 //!
-//! While a VM is unplugged nobody can deliver to it, and until its anchors have committed nobody
-//! must. Therefore a packet that did not arrive is excused if, and only if, one of its ends moved and
-//! it was sent within
+//! While a VM is unplugged nobody can deliver to it. Until its *anchors* have committed nobody must:
+//! its home edges, which catch what carries its identity, and the edges that it left, which catch what
+//! still carries the locator it had there. (Of these two the home edges commit last when a VM moves,
+//! and first when it comes home.) Therefore a packet that did not arrive is excused if, and only if,
+//! one of its ends moved and it was sent within
 //!
 //! ```text
 //! [ unplug − longest delay observed in its flow,  max(replug, commit of the anchors) ]
@@ -22,7 +24,7 @@ pub struct Window {
     pub unplug: u64,
     /// When it was plugged in again.
     pub replug: u64,
-    /// When the last of its home edges had committed.
+    /// When the last of its home edges and of the edges that it left had committed.
     pub anchors: u64,
 }
 

@@ -25,7 +25,7 @@ use crate::{
 const BPFFS: &str = "/sys/fs/bpf";
 const PORT: u16 = 7400;
 /// A program that was started has done its work by then, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// natmig's daemons.
 #[derive(Debug)]
@@ -352,14 +352,19 @@ impl Lab {
         step.retired = migration.began("done").or(step.retired);
         let topology = self.network.topology();
         for window in &mut step.windows {
-            let home = topology
-                .vm(&window.vm)
-                .and_then(|vm| topology.segment(&vm.segment))
-                .context("a VM of the topology")?;
-            let commits: Option<Vec<u64>> = home
-                .routers
+            let home = topology.vm(&window.vm).map(|vm| vm.segment.as_str());
+            let previous = step
+                .moves
                 .iter()
-                .map(|router| step.commits.get(router).copied())
+                .find(|m| m.vm == window.vm)
+                .map(|m| m.from.as_str());
+            let anchors = [home, previous]
+                .into_iter()
+                .flatten()
+                .filter_map(|name| topology.segment(name));
+            let commits: Option<Vec<u64>> = anchors
+                .flat_map(|segment| &segment.routers)
+                .map(|router| step.commits.get(router.as_str()).copied())
                 .collect();
             if let Some(last) = commits.and_then(|commits| commits.into_iter().max()) {
                 window.anchors = last;

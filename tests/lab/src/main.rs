@@ -171,7 +171,7 @@ fn demonstrate(
     ));
     say(&format!("\nFlows:\n{}", report::flows(&observations)));
     say(
-        "excused: sent within [unplug − longest delay of the flow, max(replug, anchors' commit)] of one of its ends",
+        "excused: sent within [unplug − longest delay of the flow, max(replug, anchors' commit)] of one of its ends;\nanchors: the VM's home edges and the edges that it left",
     );
     let page = report::write(&observations, report)?;
     let violations = observations.violations();

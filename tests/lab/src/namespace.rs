@@ -138,23 +138,35 @@ fn run_batch(namespace: Option<&Namespace>, lines: &str, force: bool) -> Result<
     if force {
         command.arg("-force");
     }
+    let place = namespace.map_or("the host", Namespace::name);
+    feed(command.args(["-batch", "-"]), place, lines, force).context("ip (package iproute2)")
+}
+
+/// Feeds rules to `nft` in a namespace.
+pub fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
+    feed(
+        namespace.command("nft").args(["-f", "-"]),
+        namespace.name(),
+        rules,
+        false,
+    )
+    .context("nft (package nftables)")
+}
+
+fn feed(command: &mut Command, place: &str, lines: &str, force: bool) -> Result<()> {
     let mut child = command
-        .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot run ip (package iproute2)")?;
+        .context("cannot be run")?;
     if let Some(mut input) = child.stdin.take() {
         input.write_all(lines.as_bytes())?;
     }
     let output = child.wait_with_output()?;
     if !output.status.success() && !force {
-        let place = namespace.map_or("the host", Namespace::name);
-        bail!(
-            "ip failed in {place}: {}\n{lines}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("failed in {place}: {}\n{lines}", said.trim());
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd as _;
 
 use crate::{
     clock, device,
-    namespace::{Namespace, ip, ip_force},
+    namespace::{Namespace, ip, ip_force, nft},
     routing::{self, Routes},
     topology::{RoutedLink, Topology},
 };
@@ -63,6 +63,7 @@ impl Network {
         network.create_links()?;
         network.address()?;
         network.set_offloads()?;
+        network.take_readdressed()?;
         network.reroute(&[])?;
         for vm in network.topology.vms.clone() {
             network.plug(&vm.name, &vm.segment)?;
@@ -223,7 +224,8 @@ impl Network {
                     "address add {address}/{length} broadcast + dev {}",
                     segment.name
                 )?;
-                writeln!(at_router, "link set {} up", segment.name)?;
+                let mac = Topology::mac(address);
+                writeln!(at_router, "link set {} address {mac} up", segment.name)?;
                 writeln!(
                     lines.entry(&segment.name).or_default(),
                     "link set {router} master rack up"
@@ -298,6 +300,25 @@ impl Network {
         }
         for (node, lines) in lines {
             ip(Some(self.node(node)?), &lines)?;
+        }
+        Ok(())
+    }
+
+    /// Lets routers take frames that XDP has addressed to them on their access interfaces.
+    ///
+    /// A driver looks at a frame's address after XDP; veth looks before XDP, too, and then never again
+    /// takes the frame for one of the host's own.
+    fn take_readdressed(&self) -> Result<()> {
+        for segment in &self.topology.segments {
+            for (index, router) in segment.routers.iter().enumerate() {
+                let mac = Topology::mac(Topology::access_address(segment, index));
+                let name = &segment.name;
+                let rule = format!(
+                    "table netdev lab {{ chain {name} {{ type filter hook ingress device {name} priority 0; \
+                     ether daddr {mac} meta pkttype set host; }}; }}\n"
+                );
+                nft(self.node(router)?, &rule)?;
+            }
         }
         Ok(())
     }

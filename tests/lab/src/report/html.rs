@@ -99,7 +99,7 @@ pub fn write(run: &Observations, directory: &Path) -> Result<PathBuf> {
         "</div>\n<p>{} frames were captured, at every interface of every endpoint, and every header in them was checked for locators.</p>\n",
         run.findings.frames
     )?;
-    page += "<h2>What counts as lost</h2><p>A packet that did not arrive is excused if, and only if, one of its ends moved and it was sent within [unplug − longest delay observed in its flow, max(replug, commit of the anchors)]: before the replug nobody can deliver, and until the home edges have committed nobody must. Everything else that did not arrive is <em>lost</em>. <code>natmig_gap</code> is max(0, commit of the anchors − replug): what natmig adds to the guest's own pause. The longest gap of a flow includes that pause.</p>\n";
+    page += "<h2>What counts as lost</h2><p>A packet that did not arrive is excused if, and only if, one of its ends moved and it was sent within [unplug − longest delay observed in its flow, max(replug, commit of the anchors)]: before the replug nobody can deliver, and until the anchors (the home edges, and the edges that the VM left) have committed nobody must. Everything else that did not arrive is <em>lost</em>. <code>natmig_gap</code> is max(0, commit of the anchors − replug): what natmig adds to the guest's own pause. The longest gap of a flow includes that pause.</p>\n";
     page += "<h2>Migrations</h2>\n";
     page += &table(STEP_HEADER, &step_rows(run), 3);
     page += "<p>Times count from the request. Decided: when the commit was asked for.</p>\n";
