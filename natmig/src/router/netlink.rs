@@ -52,6 +52,8 @@ pub(super) enum Change {
     AddRoute {
         address: Ipv4Addr,
         ifindex: u32,
+        /// The address that the kernel's own packets get.
+        source: Option<Ipv4Addr>,
     },
     RemoveRoute {
         address: Ipv4Addr,
@@ -65,6 +67,15 @@ pub(super) enum Change {
     RemoveNeighbor {
         address: Ipv4Addr,
         ifindex: u32,
+    },
+    /// Has an interface receive unicast frames for a further MAC address.
+    TakeMac {
+        ifindex: u32,
+        mac: [u8; 6],
+    },
+    ReleaseMac {
+        ifindex: u32,
+        mac: [u8; 6],
     },
 }
 
@@ -146,15 +157,33 @@ impl Message {
             .bytes(&[0; 2])
             .attribute(libc::NDA_DST, &address.octets())
     }
+
+    /// `struct ndmsg` of an interface's own table of MAC addresses, and its attributes.
+    fn receive_filter(self, ifindex: u32, mac: [u8; 6]) -> Self {
+        let family = u8::try_from(libc::AF_BRIDGE).unwrap_or(7);
+        self.bytes(&[family, 0, 0, 0])
+            .bytes(&ifindex.to_ne_bytes())
+            .bytes(&libc::NUD_PERMANENT.to_ne_bytes())
+            .bytes(&[libc::NTF_SELF, 0])
+            .attribute(libc::NDA_LLADDR, &mac)
+    }
 }
 
 fn request(change: &Change) -> (Message, Option<i32>) {
     let replace = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     match *change {
-        Change::AddRoute { address, ifindex } => (
-            Message::new(libc::RTM_NEWROUTE, replace).route(address, ifindex),
-            None,
-        ),
+        Change::AddRoute {
+            address,
+            ifindex,
+            source,
+        } => {
+            let message = Message::new(libc::RTM_NEWROUTE, replace).route(address, ifindex);
+            let message = match source {
+                Some(source) => message.attribute(libc::RTA_PREFSRC, &source.octets()),
+                None => message,
+            };
+            (message, None)
+        }
         // What is gone is gone.
         Change::RemoveRoute { address, ifindex } => (
             Message::new(libc::RTM_DELROUTE, libc::NLM_F_ACK).route(address, ifindex),
@@ -173,6 +202,15 @@ fn request(change: &Change) -> (Message, Option<i32>) {
         ),
         Change::RemoveNeighbor { address, ifindex } => (
             Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).neighbor(address, ifindex, 0),
+            Some(libc::ENOENT),
+        ),
+        Change::TakeMac { ifindex, mac } => (
+            Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_ACK | libc::NLM_F_CREATE)
+                .receive_filter(ifindex, mac),
+            Some(libc::EEXIST),
+        ),
+        Change::ReleaseMac { ifindex, mac } => (
+            Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).receive_filter(ifindex, mac),
             Some(libc::ENOENT),
         ),
     }
