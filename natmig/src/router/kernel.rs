@@ -210,9 +210,9 @@ impl Kernel {
         }
     }
 
-    /// Takes note of the router's interfaces: its own addresses on them, and that access interfaces
-    /// receive frames to the gateway's MAC address. Guests and their peers keep sending such long
-    /// after a VM has gone home.
+    /// Takes note of the router's interfaces: its own addresses on them; that access interfaces
+    /// receive frames to the gateway's MAC address, which guests and their peers keep sending long
+    /// after a VM has gone home; and that next hops in the fabric stay resolved.
     pub(super) fn adopt(
         &mut self,
         interfaces: &BTreeMap<u32, Attached>,
@@ -233,8 +233,21 @@ impl Kernel {
                 });
             }
         }
+        // The program's look-ups resolve no neighbour, and do not tell the kernel that one is used.
+        let doing = || RouterError::system("keep the fabric's next hops resolved");
+        let gateways = self.socket.gateways().map_err(doing())?;
+        let in_fabric = |ifindex: &u32| {
+            let attached = interfaces.get(ifindex);
+            attached.is_some_and(|attached| attached.interface.role == Role::Fabric as u8)
+        };
+        changes.extend(
+            gateways
+                .into_iter()
+                .filter(|(_, ifindex)| in_fabric(ifindex))
+                .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex }),
+        );
         self.socket.apply(&changes).map_err(RouterError::system(
-            "receive frames to the gateway's MAC address",
+            "set up MAC addresses and neighbours of the interfaces",
         ))
     }
 
