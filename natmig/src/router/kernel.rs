@@ -63,6 +63,9 @@ fn watched(version: &Version) -> Option<u32> {
     (is_home(version) || action(version) == Action::Local).then_some(version.ifindex)
 }
 
+/// The port's address: the dummy address of RFC 7600, which nothing ever talks to.
+const PORT_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+
 /// The kernel's state of one instance.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -114,6 +117,11 @@ impl Kernel {
         // A packet that the program leaves to the kernel, to resolve its next hop or to fragment it,
         // comes in here with the router's own address as its source.
         write_sysctl(&far, "accept_local", "1").map_err(doing())?;
+        // Where reverse-path filtering is loose for all interfaces, the kernel drops whatever comes in
+        // on an interface without an address.
+        socket
+            .add_address(port.far, PORT_ADDRESS)
+            .map_err(doing())?;
         Ok(Port { mtu, ..port })
     }
 

@@ -369,6 +369,18 @@ impl Socket {
         Ok(links)
     }
 
+    /// Gives an interface an IPv4 address of its own, if it has it not.
+    pub(super) fn add_address(&mut self, ifindex: u32, address: Ipv4Addr) -> io::Result<()> {
+        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
+        let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        let message = Message::new(libc::RTM_NEWADDR, flags)
+            .bytes(&[family, 32, 0, libc::RT_SCOPE_LINK])
+            .bytes(&ifindex.to_ne_bytes())
+            .attribute(libc::IFA_LOCAL, &address.octets())
+            .attribute(libc::IFA_ADDRESS, &address.octets());
+        self.acknowledged(vec![message], &[None])
+    }
+
     /// All IPv4 addresses of the network namespace, with their interface.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
         let mut addresses = Vec::new();

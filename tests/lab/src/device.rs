@@ -1,4 +1,4 @@
-//! Settings of network devices that have no netlink word in `ip`: offloads and bridge ports.
+//! Settings of network devices that have no netlink word in `ip`: offloads, bridge ports, programs.
 //!
 //! All of them act in the calling thread's network namespace.
 
@@ -7,7 +7,7 @@ use nix::{
     net::if_::if_nametoindex,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 /// `struct ethtool_value` of `linux/ethtool.h`.
 #[repr(C)]
@@ -19,7 +19,6 @@ struct EthtoolValue {
 const ETHTOOL_SET_TX_CHECKSUM: u32 = 0x17;
 const ETHTOOL_SET_TSO: u32 = 0x1f;
 const ETHTOOL_SET_GSO: u32 = 0x24;
-const ETHTOOL_SET_GRO: u32 = 0x2c;
 
 fn control() -> Result<OwnedFd> {
     socket(
@@ -68,10 +67,91 @@ pub fn complete_packets(interface: &str) -> Result<()> {
     ethtool(interface, ETHTOOL_SET_GSO, false)
 }
 
-/// Lets `interface`, one end of a veth pair, receive what XDP redirects into the other end.
-pub fn receive_redirected(interface: &str) -> Result<()> {
-    // A veth takes redirected frames only with NAPI, which GRO turns on.
-    ethtool(interface, ETHTOOL_SET_GRO, true)
+/// Calls bpf(2).
+fn bpf<T>(command: libc::c_int, attributes: &T) -> std::io::Result<OwnedFd> {
+    // SAFETY: the attributes live until the call returns and their length is their own; what they
+    // point to lives as long, see the callers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
+        )
+    };
+    let fd = i32::try_from(result).unwrap_or(-1);
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A program that passes every frame. Attached at one end of a veth pair, it lets that end receive
+/// what XDP redirects into the other end or sends back from there.
+///
+/// GRO is not enough: veth wakes the receiver of `XDP_TX` only if it has a program.
+#[derive(Debug)]
+pub struct PassProgram(OwnedFd);
+
+/// A program's attachment; it ends with this value.
+#[derive(Debug)]
+pub struct Attachment {
+    _link: OwnedFd,
+}
+
+impl PassProgram {
+    /// Loads it.
+    pub fn load() -> Result<Self> {
+        /// First fields of `union bpf_attr` for `BPF_PROG_LOAD`.
+        #[repr(C)]
+        struct Load {
+            kind: u32,
+            instructions: u32,
+            code: u64,
+            license: u64,
+        }
+        const BPF_PROG_LOAD: libc::c_int = 5;
+        const BPF_PROG_TYPE_XDP: u32 = 6;
+        // r0 = XDP_PASS; exit
+        let code: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+        let license = c"Dual MIT/GPL";
+        let load = Load {
+            kind: BPF_PROG_TYPE_XDP,
+            instructions: 2,
+            code: code.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+        };
+        Ok(Self(
+            bpf(BPF_PROG_LOAD, &load).context("cannot load the pass program")?,
+        ))
+    }
+
+    /// Attaches it to an interface of the calling thread's namespace.
+    pub fn attach(&self, interface: &str) -> Result<Attachment> {
+        /// First fields of `union bpf_attr` for `BPF_LINK_CREATE`.
+        #[repr(C)]
+        struct Link {
+            program: u32,
+            ifindex: u32,
+            kind: u32,
+            flags: u32,
+        }
+        const BPF_LINK_CREATE: libc::c_int = 28;
+        const BPF_XDP: u32 = 37;
+        const XDP_FLAGS_DRV_MODE: u32 = 4;
+        let ifindex =
+            if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+        let link = Link {
+            program: u32::try_from(self.0.as_raw_fd())?,
+            ifindex,
+            kind: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+        };
+        let link = bpf(BPF_LINK_CREATE, &link)
+            .with_context(|| format!("cannot attach the pass program to {interface}"))?;
+        Ok(Attachment { _link: link })
+    }
 }
 
 fn port(bridge: &str, interface: &str, command: libc::c_ulong) -> Result<()> {

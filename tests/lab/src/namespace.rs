@@ -142,17 +142,6 @@ fn run_batch(namespace: Option<&Namespace>, lines: &str, force: bool) -> Result<
     feed(command.args(["-batch", "-"]), place, lines, force).context("ip (package iproute2)")
 }
 
-/// Feeds rules to `nft` in a namespace.
-pub fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
-    feed(
-        namespace.command("nft").args(["-f", "-"]),
-        namespace.name(),
-        rules,
-        false,
-    )
-    .context("nft (package nftables)")
-}
-
 fn feed(command: &mut Command, place: &str, lines: &str, force: bool) -> Result<()> {
     let mut child = command
         .stdin(Stdio::piped())

@@ -12,8 +12,9 @@ use nix::{
 use std::os::fd::AsRawFd as _;
 
 use crate::{
-    clock, device,
-    namespace::{Namespace, ip, ip_force, nft},
+    clock,
+    device::{self, Attachment, PassProgram},
+    namespace::{Namespace, ip, ip_force},
     routing::{self, Routes},
     topology::{RoutedLink, Topology},
 };
@@ -34,6 +35,8 @@ pub struct Network {
     tables: BTreeMap<String, Routes>,
     /// Where each VM is plugged in.
     places: BTreeMap<String, Option<String>>,
+    /// Programs at the ends of links where routers' programs send to and none of natmig's is.
+    attachments: Vec<Attachment>,
 }
 
 fn plug_node(vm: &str) -> String {
@@ -58,12 +61,12 @@ impl Network {
             live,
             tables: BTreeMap::new(),
             places,
+            attachments: Vec::new(),
         };
         network.create_nodes()?;
         network.create_links()?;
         network.address()?;
         network.set_offloads()?;
-        network.take_readdressed()?;
         network.reroute(&[])?;
         for vm in network.topology.vms.clone() {
             network.plug(&vm.name, &vm.segment)?;
@@ -304,27 +307,10 @@ impl Network {
         Ok(())
     }
 
-    /// Lets routers take frames that XDP has addressed to them on their access interfaces.
-    ///
-    /// A driver looks at a frame's address after XDP; veth looks before XDP, too, and then never again
-    /// takes the frame for one of the host's own.
-    fn take_readdressed(&self) -> Result<()> {
-        for segment in &self.topology.segments {
-            for (index, router) in segment.routers.iter().enumerate() {
-                let mac = Topology::mac(Topology::access_address(segment, index));
-                let name = &segment.name;
-                let rule = format!(
-                    "table netdev lab {{ chain {name} {{ type filter hook ingress device {name} priority 0; \
-                     ether daddr {mac} meta pkttype set host; }}; }}\n"
-                );
-                nft(self.node(router)?, &rule)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Makes packets on all links look to XDP as they would on a wire.
-    fn set_offloads(&self) -> Result<()> {
+    fn set_offloads(&mut self) -> Result<()> {
+        let program = PassProgram::load()?;
+        let mut attachments = Vec::new();
         let topology = &self.topology;
         let mut interfaces: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (node, interface) in self.pairs().into_iter().flatten() {
@@ -336,17 +322,20 @@ impl Network {
                 .outside
                 .as_ref()
                 .is_some_and(|outside| outside.name == node);
-            self.node(&node)?.enter(|| {
+            let attached = self.node(&node)?.enter(|| {
+                let mut attached = Vec::new();
                 for interface in &interfaces {
                     device::complete_packets(interface)?;
                     if outside || segment.is_some_and(|segment| segment.routers.contains(interface))
                     {
-                        device::receive_redirected(interface)?;
+                        attached.push(program.attach(interface)?);
                     }
                 }
-                Ok(())
+                Ok(attached)
             })?;
+            attachments.extend(attached);
         }
+        self.attachments = attachments;
         Ok(())
     }
 
