@@ -224,6 +224,7 @@ impl Router {
             unsettled: false,
             _lock: lock,
         };
+        router.adopt_interfaces()?;
         let pools = if config.locator_pools.is_empty() {
             router.pools()?
         } else {
@@ -307,6 +308,7 @@ impl Router {
             unsettled: false,
             _lock: lock,
         };
+        router.adopt_interfaces()?;
         if let Err(error) = router.reconcile() {
             tracing::warn!(%error, "host routes do not follow the table yet");
             router.unsettled = true;
@@ -547,12 +549,7 @@ impl Router {
         Ok(pools)
     }
 
-    /// Sets the fabric's locator pools, in the tables and in the guard.
-    pub fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
-        let key = |pool: &Ipv4Net| PoolKey {
-            prefix_length: u32::from(pool.prefix_len()),
-            address: pool.network().octets(),
-        };
+    fn install_guard(&self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
         let boundary: Vec<(String, [u8; 6])> = self
             .interfaces
             .values()
@@ -562,7 +559,16 @@ impl Router {
             })
             .map(|attached| (attached.name.clone(), attached.interface.mac))
             .collect();
-        guard::install(&self.instance, &boundary, pools)?;
+        guard::install(&self.instance, &boundary, pools)
+    }
+
+    /// Sets the fabric's locator pools, in the tables and in the guard.
+    pub fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+        let key = |pool: &Ipv4Net| PoolKey {
+            prefix_length: u32::from(pool.prefix_len()),
+            address: pool.network().octets(),
+        };
+        self.install_guard(pools)?;
         let doing = || RouterError::system("set the locator pools");
         for pool in pools {
             self.tables
@@ -610,7 +616,14 @@ impl Router {
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
+        self.adopt_interfaces()?;
+        self.install_guard(&self.pools()?)?;
         self.reconcile()
+    }
+
+    fn adopt_interfaces(&mut self) -> Result<(), RouterError> {
+        self.kernel
+            .adopt(&self.interfaces, self.config.gateway_mac.0)
     }
 
     /// Bytes of kernel memory that the maps take.
@@ -762,7 +775,8 @@ fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     };
     loader::remove_pins(instance)?;
     let port = Kernel::find_port(&mut socket, instance)?;
-    kernel::remove(&mut socket, port, &interfaces)?;
+    let gateway_mac = load_state(instance).ok().map(|config| config.gateway_mac.0);
+    kernel::remove(&mut socket, port, &interfaces, gateway_mac)?;
     guard::remove(instance)?;
     let path = instance.state_file();
     loader::remove_file(&path).map_err(RouterError::system(format!("remove {}", path.display())))

@@ -10,12 +10,13 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Version};
+use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Role, Version};
 
 use super::{
     RouterError,
     address_map::{AddressMap, AddressSet},
     instance::Instance,
+    interfaces::Attached,
     netlink::{Change, Link, Socket},
     version::{action, is_home},
 };
@@ -37,15 +38,18 @@ pub(super) struct Port {
 /// How the kernel reaches an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HostRoute {
-    /// Through the router's port, where the program translates.
-    Port,
+    /// Through the router's port, where the program translates. The kernel speaks with its address
+    /// on the VM's home segment: others of its addresses may be unknown in the fabric.
+    Port { home: u32 },
     /// Directly, on the access interface where the VM visits.
     Access { ifindex: u32, mac: [u8; 6] },
 }
 
 fn host_route(version: &Version) -> Option<HostRoute> {
     if is_home(version) {
-        return Some(HostRoute::Port);
+        return Some(HostRoute::Port {
+            home: version.ifindex,
+        });
     }
     let visiting = action(version) == Action::Local && version.counterpart != [0; 4];
     visiting.then_some(HostRoute::Access {
@@ -68,6 +72,8 @@ pub(super) struct Kernel {
     pub(super) socket: Socket,
     pub(super) port: Port,
     routes: AddressMap<HostRoute>,
+    /// The router's addresses by interface.
+    own_addresses: BTreeMap<u32, Ipv4Addr>,
     watched: BTreeMap<u32, AddressSet>,
 }
 
@@ -77,6 +83,7 @@ impl Kernel {
             socket,
             port,
             routes: AddressMap::default(),
+            own_addresses: BTreeMap::new(),
             watched: BTreeMap::new(),
         }
     }
@@ -162,7 +169,7 @@ impl Kernel {
         let mut present = AddressSet::default();
         for (address, ifindex) in self.socket.routes().map_err(doing())? {
             let right = match wanted.get(&address) {
-                Some(HostRoute::Port) => ifindex == self.port.near,
+                Some(HostRoute::Port { .. }) => ifindex == self.port.near,
                 Some(HostRoute::Access { ifindex: right, .. }) => ifindex == *right,
                 None => false,
             };
@@ -200,11 +207,56 @@ impl Kernel {
     }
 
     fn add_route(&self, address: Ipv4Addr, route: HostRoute) -> Change {
-        let ifindex = match route {
-            HostRoute::Port => self.port.near,
-            HostRoute::Access { ifindex, .. } => ifindex,
+        let (ifindex, segment) = match route {
+            HostRoute::Port { home } => (self.port.near, home),
+            HostRoute::Access { ifindex, .. } => (ifindex, ifindex),
         };
-        Change::AddRoute { address, ifindex }
+        Change::AddRoute {
+            address,
+            ifindex,
+            source: self.own_addresses.get(&segment).copied(),
+        }
+    }
+
+    /// Takes note of the router's interfaces: its own addresses on them; that access interfaces
+    /// receive frames to the gateway's MAC address, which guests and their peers keep sending long
+    /// after a VM has gone home; and that next hops in the fabric stay resolved.
+    pub(super) fn adopt(
+        &mut self,
+        interfaces: &BTreeMap<u32, Attached>,
+        gateway_mac: [u8; 6],
+    ) -> Result<(), RouterError> {
+        let mut changes = Vec::new();
+        self.own_addresses.clear();
+        for (ifindex, attached) in interfaces {
+            let address = Ipv4Addr::from(attached.interface.address);
+            if !address.is_unspecified() {
+                self.own_addresses.insert(*ifindex, address);
+            }
+            let is_access = attached.interface.role == Role::Access as u8;
+            if is_access && attached.interface.mac != gateway_mac {
+                changes.push(Change::TakeMac {
+                    ifindex: *ifindex,
+                    mac: gateway_mac,
+                });
+            }
+        }
+        // The program's look-ups resolve no neighbour, and do not tell the kernel that one is used.
+        let doing = || RouterError::system("keep the fabric's next hops resolved");
+        let gateways = self.socket.gateways().map_err(doing())?;
+        let in_fabric = |ifindex: &u32| {
+            let attached = interfaces.get(ifindex);
+            attached.is_some_and(|attached| attached.interface.role == Role::Fabric as u8)
+        };
+        changes.extend(
+            gateways
+                .into_iter()
+                .filter(|(_, ifindex)| in_fabric(ifindex))
+                .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex }),
+        );
+        self.socket.apply(&changes).map_err(RouterError::system(
+            "set up MAC addresses and neighbours of the interfaces",
+        ))
     }
 
     /// Lets the kernel's routes and neighbours follow versions that count from here on.
@@ -236,7 +288,7 @@ impl Kernel {
                 self.routes.remove(&address);
                 let ifindex = match held {
                     Some(HostRoute::Access { ifindex, .. }) => ifindex,
-                    Some(HostRoute::Port) | None => self.port.near,
+                    Some(HostRoute::Port { .. }) | None => self.port.near,
                 };
                 changes.push(Change::RemoveRoute { address, ifindex });
             }
@@ -283,9 +335,20 @@ pub(super) fn remove(
     socket: &mut Socket,
     port: Option<Port>,
     interfaces: &BTreeMap<u32, Interface>,
+    gateway_mac: Option<[u8; 6]>,
 ) -> Result<(), RouterError> {
     let doing = || RouterError::system("remove host routes, neighbours and port");
     let mut changes = Vec::new();
+    for (ifindex, interface) in interfaces {
+        if let Some(mac) = gateway_mac
+            && interface.role == Role::Access as u8
+        {
+            changes.push(Change::ReleaseMac {
+                ifindex: *ifindex,
+                mac,
+            });
+        }
+    }
     for (address, ifindex, _) in socket.neighbors().map_err(doing())? {
         if interfaces.contains_key(&ifindex) {
             changes.push(Change::RemoveNeighbor { address, ifindex });

@@ -23,6 +23,9 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_NONE: u8 = 1;
 const NDA_PROTOCOL: u16 = 12;
+const NDA_FLAGS_EXT: u16 = 15;
+/// Linux 5.16 and later.
+const NTF_EXT_MANAGED: u32 = 1;
 const NESTED: u16 = 1 << 15;
 
 /// Messages per system call: their answers fit a default receive buffer.
@@ -52,6 +55,8 @@ pub(super) enum Change {
     AddRoute {
         address: Ipv4Addr,
         ifindex: u32,
+        /// The address that the kernel's own packets get.
+        source: Option<Ipv4Addr>,
     },
     RemoveRoute {
         address: Ipv4Addr,
@@ -63,6 +68,20 @@ pub(super) enum Change {
         mac: [u8; 6],
     },
     RemoveNeighbor {
+        address: Ipv4Addr,
+        ifindex: u32,
+    },
+    /// Has an interface receive unicast frames for a further MAC address.
+    TakeMac {
+        ifindex: u32,
+        mac: [u8; 6],
+    },
+    ReleaseMac {
+        ifindex: u32,
+        mac: [u8; 6],
+    },
+    /// Has the kernel keep a neighbour resolved, whether it uses it itself or not.
+    KeepNeighbor {
         address: Ipv4Addr,
         ifindex: u32,
     },
@@ -146,15 +165,33 @@ impl Message {
             .bytes(&[0; 2])
             .attribute(libc::NDA_DST, &address.octets())
     }
+
+    /// `struct ndmsg` of an interface's own table of MAC addresses, and its attributes.
+    fn receive_filter(self, ifindex: u32, mac: [u8; 6]) -> Self {
+        let family = u8::try_from(libc::AF_BRIDGE).unwrap_or(7);
+        self.bytes(&[family, 0, 0, 0])
+            .bytes(&ifindex.to_ne_bytes())
+            .bytes(&libc::NUD_PERMANENT.to_ne_bytes())
+            .bytes(&[libc::NTF_SELF, 0])
+            .attribute(libc::NDA_LLADDR, &mac)
+    }
 }
 
 fn request(change: &Change) -> (Message, Option<i32>) {
     let replace = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     match *change {
-        Change::AddRoute { address, ifindex } => (
-            Message::new(libc::RTM_NEWROUTE, replace).route(address, ifindex),
-            None,
-        ),
+        Change::AddRoute {
+            address,
+            ifindex,
+            source,
+        } => {
+            let message = Message::new(libc::RTM_NEWROUTE, replace).route(address, ifindex);
+            let message = match source {
+                Some(source) => message.attribute(libc::RTA_PREFSRC, &source.octets()),
+                None => message,
+            };
+            (message, None)
+        }
         // What is gone is gone.
         Change::RemoveRoute { address, ifindex } => (
             Message::new(libc::RTM_DELROUTE, libc::NLM_F_ACK).route(address, ifindex),
@@ -175,6 +212,37 @@ fn request(change: &Change) -> (Message, Option<i32>) {
             Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).neighbor(address, ifindex, 0),
             Some(libc::ENOENT),
         ),
+        Change::KeepNeighbor { address, ifindex } => (
+            Message::new(libc::RTM_NEWNEIGH, replace)
+                .neighbor(address, ifindex, 0)
+                .attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()),
+            // Not with a permanent entry, which needs no keeping.
+            Some(libc::EINVAL),
+        ),
+        Change::TakeMac { ifindex, mac } => (
+            Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_ACK | libc::NLM_F_CREATE)
+                .receive_filter(ifindex, mac),
+            Some(libc::EEXIST),
+        ),
+        Change::ReleaseMac { ifindex, mac } => (
+            Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).receive_filter(ifindex, mac),
+            Some(libc::ENOENT),
+        ),
+    }
+}
+
+/// Gateways of a route's next hops: `struct rtnexthop` and its attributes, one after the other.
+fn next_hops(mut rest: &[u8], gateways: &mut Vec<(Ipv4Addr, u32)>) {
+    const HEADER: usize = 8;
+    while rest.len() >= HEADER {
+        let length = usize::from(u16_at(rest, 0)).clamp(HEADER, rest.len());
+        let ifindex = u32_at(rest, 4);
+        attributes(&rest[HEADER..length], |kind, value| {
+            if kind == libc::RTA_GATEWAY {
+                gateways.extend(ipv4(value).map(|gateway| (gateway, ifindex)));
+            }
+        });
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
     }
 }
 
@@ -399,6 +467,31 @@ impl Socket {
             }
         })?;
         Ok(routes)
+    }
+
+    /// Gateways of all IPv4 routes, with their interface.
+    pub(super) fn gateways(&mut self) -> io::Result<Vec<(Ipv4Addr, u32)>> {
+        let mut gateways = Vec::new();
+        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
+        let request = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP)
+            .bytes(&[family])
+            .bytes(&[0; 11]);
+        self.dump(request, |payload| {
+            if payload.len() < 12 {
+                return;
+            }
+            let (mut gateway, mut ifindex) = (None, None);
+            attributes(&payload[12..], |kind, value| match kind {
+                libc::RTA_GATEWAY => gateway = ipv4(value),
+                libc::RTA_OIF if value.len() == 4 => ifindex = Some(u32_at(value, 0)),
+                libc::RTA_MULTIPATH => next_hops(value, &mut gateways),
+                _ => {}
+            });
+            gateways.extend(gateway.zip(ifindex));
+        })?;
+        gateways.sort_unstable();
+        gateways.dedup();
+        Ok(gateways)
     }
 
     /// The neighbours of natmig's protocol number.
