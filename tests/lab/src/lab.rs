@@ -468,16 +468,15 @@ fn router_config(
 
 /// The `natmig` program: as asked for, or beside this one.
 pub fn find_natmig(asked: Option<PathBuf>) -> Result<PathBuf> {
-    let program = match asked {
-        Some(program) => program,
-        None => {
-            let beside = std::env::current_exe()?.with_file_name("natmig");
-            // Tests are one directory further down.
-            let above = beside.ancestors().nth(2).map(|above| above.join("natmig"));
-            above
-                .filter(|above| !beside.is_file() && above.is_file())
-                .unwrap_or(beside)
-        }
+    let program = if let Some(program) = asked {
+        program
+    } else {
+        let beside = std::env::current_exe()?.with_file_name("natmig");
+        // Tests are one directory further down.
+        let above = beside.ancestors().nth(2).map(|above| above.join("natmig"));
+        above
+            .filter(|above| !beside.is_file() && above.is_file())
+            .unwrap_or(beside)
     };
     ensure!(
         program.is_file(),
