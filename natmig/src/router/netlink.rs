@@ -3,33 +3,40 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    net::{IpAddr, Ipv4Addr},
 };
 
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressScope},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+    },
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
+    },
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use tracing::warn;
+
 /// Protocol number of natmig's routes and neighbours (`RTPROT_*` above those that iproute2 names).
-pub(super) const PROTOCOL: u8 = 110;
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(110);
 
-// Numbers from include/uapi/linux that libc lacks.
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_ATTACHED: u16 = 2;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_SKB_PROG_ID: u16 = 6;
-const XDP_ATTACHED_SKB: u8 = 2;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const VETH_INFO_PEER: u16 = 1;
-const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
-const ADDR_GEN_NONE: u8 = 1;
-const NDA_PROTOCOL: u16 = 12;
-const NDA_FLAGS_EXT: u16 = 15;
-/// Linux 5.16 and later.
-const NTF_EXT_MANAGED: u32 = 1;
-const NESTED: u16 = 1 << 15;
-
-/// Messages per system call: their answers fit a default receive buffer.
+/// Requests per system call: their answers fit a default receive buffer.
 const CHUNK: usize = 100;
+
+/// Bytes of the receive buffer: more than the kernel puts into one datagram of a dump.
+const DATAGRAM: usize = 1 << 17;
 
 /// A network interface.
 #[derive(Clone, Debug, Default)]
@@ -87,323 +94,294 @@ pub(super) enum Change {
     },
 }
 
-/// A request while it is written.
-struct Message(Vec<u8>);
-
-impl Message {
-    fn new(kind: u16, flags: i32) -> Self {
-        let flags = u16::try_from(flags | libc::NLM_F_REQUEST).unwrap_or(0);
-        let mut bytes = vec![0; 4];
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(flags.to_ne_bytes());
-        bytes.extend([0; 8]);
-        Self(bytes)
-    }
-
-    fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    fn text(self, kind: u16, text: &str) -> Self {
-        let mut value = text.as_bytes().to_vec();
-        value.push(0);
-        self.attribute(kind, &value)
-    }
-
-    fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
-        let start = self.0.len();
-        self.0.extend([0; 2]);
-        self.0.extend((kind | NESTED).to_ne_bytes());
-        let mut message = fill(self);
-        let length = u16::try_from(message.0.len() - start).unwrap_or(u16::MAX);
-        message.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-        message
-    }
-
-    /// `struct ifinfomsg`.
-    fn interface(self, ifindex: u32, flags: u32, mask: u32) -> Self {
-        self.bytes(&[0; 4])
-            .bytes(&ifindex.to_ne_bytes())
-            .bytes(&flags.to_ne_bytes())
-            .bytes(&mask.to_ne_bytes())
-    }
-
-    /// `struct rtmsg` of a unicast host route, and its attributes.
-    fn route(self, address: Ipv4Addr, ifindex: u32) -> Self {
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        self.bytes(&[
-            family,
-            32,
-            0,
-            0,
-            libc::RT_TABLE_MAIN,
-            PROTOCOL,
-            libc::RT_SCOPE_LINK,
-            libc::RTN_UNICAST,
-        ])
-        .bytes(&[0; 4])
-        .attribute(libc::RTA_DST, &address.octets())
-        .attribute(libc::RTA_OIF, &ifindex.to_ne_bytes())
-    }
-
-    /// `struct ndmsg`, and its attributes.
-    fn neighbor(self, address: Ipv4Addr, ifindex: u32, state: u16) -> Self {
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        self.bytes(&[family, 0, 0, 0])
-            .bytes(&ifindex.to_ne_bytes())
-            .bytes(&state.to_ne_bytes())
-            .bytes(&[0; 2])
-            .attribute(libc::NDA_DST, &address.octets())
-    }
-
-    /// `struct ndmsg` of an interface's own table of MAC addresses, and its attributes.
-    fn receive_filter(self, ifindex: u32, mac: [u8; 6]) -> Self {
-        let family = u8::try_from(libc::AF_BRIDGE).unwrap_or(7);
-        self.bytes(&[family, 0, 0, 0])
-            .bytes(&ifindex.to_ne_bytes())
-            .bytes(&libc::NUD_PERMANENT.to_ne_bytes())
-            .bytes(&[libc::NTF_SELF, 0])
-            .attribute(libc::NDA_LLADDR, &mac)
-    }
+/// A request that is acknowledged.
+struct Request {
+    message: RouteNetlinkMessage,
+    /// `NLM_F_*` beyond those that every request has.
+    flags: u16,
+    /// The error that means what was asked for is so already.
+    ignore: Option<i32>,
 }
 
-fn request(change: &Change) -> (Message, Option<i32>) {
-    let replace = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    match *change {
-        Change::AddRoute {
-            address,
-            ifindex,
-            source,
-        } => {
-            let message = Message::new(libc::RTM_NEWROUTE, replace).route(address, ifindex);
-            let message = match source {
-                Some(source) => message.attribute(libc::RTA_PREFSRC, &source.octets()),
-                None => message,
-            };
-            (message, None)
+impl Request {
+    fn new(message: RouteNetlinkMessage, flags: u16) -> Self {
+        Self {
+            message,
+            flags,
+            ignore: None,
         }
-        // What is gone is gone.
-        Change::RemoveRoute { address, ifindex } => (
-            Message::new(libc::RTM_DELROUTE, libc::NLM_F_ACK).route(address, ifindex),
-            Some(libc::ESRCH),
-        ),
-        Change::AddNeighbor {
-            address,
-            ifindex,
-            mac,
-        } => (
-            Message::new(libc::RTM_NEWNEIGH, replace)
-                .neighbor(address, ifindex, libc::NUD_PERMANENT)
-                .attribute(libc::NDA_LLADDR, &mac)
-                .attribute(NDA_PROTOCOL, &[PROTOCOL]),
-            None,
-        ),
-        Change::RemoveNeighbor { address, ifindex } => (
-            Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).neighbor(address, ifindex, 0),
-            Some(libc::ENOENT),
-        ),
-        Change::KeepNeighbor { address, ifindex } => (
-            Message::new(libc::RTM_NEWNEIGH, replace)
-                .neighbor(address, ifindex, 0)
-                .attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()),
-            // Not with a permanent entry, which needs no keeping.
-            Some(libc::EINVAL),
-        ),
-        Change::TakeMac { ifindex, mac } => (
-            Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_ACK | libc::NLM_F_CREATE)
-                .receive_filter(ifindex, mac),
-            Some(libc::EEXIST),
-        ),
-        Change::ReleaseMac { ifindex, mac } => (
-            Message::new(libc::RTM_DELNEIGH, libc::NLM_F_ACK).receive_filter(ifindex, mac),
-            Some(libc::ENOENT),
-        ),
+    }
+
+    fn ignoring(self, errno: i32) -> Self {
+        Self {
+            ignore: Some(errno),
+            ..self
+        }
     }
 }
 
-/// Gateways of a route's next hops: `struct rtnexthop` and its attributes, one after the other.
-fn next_hops(mut rest: &[u8], gateways: &mut Vec<(Ipv4Addr, u32)>) {
-    const HEADER: usize = 8;
-    while rest.len() >= HEADER {
-        let length = usize::from(u16_at(rest, 0)).clamp(HEADER, rest.len());
-        let ifindex = u32_at(rest, 4);
-        attributes(&rest[HEADER..length], |kind, value| {
-            if kind == libc::RTA_GATEWAY {
-                gateways.extend(ipv4(value).map(|gateway| (gateway, ifindex)));
+impl From<&Change> for Request {
+    fn from(change: &Change) -> Self {
+        use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewNeighbour, NewRoute};
+
+        let replace = NLM_F_CREATE | NLM_F_REPLACE;
+        match *change {
+            Change::AddRoute {
+                address,
+                ifindex,
+                source,
+            } => {
+                let mut route = host_route(address, ifindex);
+                let source = source.map(RouteAddress::Inet);
+                route
+                    .attributes
+                    .extend(source.map(RouteAttribute::PrefSource));
+                Self::new(NewRoute(route), replace)
             }
-        });
-        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+            // What is gone is gone.
+            Change::RemoveRoute { address, ifindex } => {
+                Self::new(DelRoute(host_route(address, ifindex)), 0).ignoring(libc::ESRCH)
+            }
+            Change::AddNeighbor {
+                address,
+                ifindex,
+                mac,
+            } => {
+                let mut message = neighbor(address, ifindex);
+                message.header.state = NeighbourState::Permanent;
+                message.attributes.extend([
+                    NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+                    NeighbourAttribute::Protocol(PROTOCOL),
+                ]);
+                Self::new(NewNeighbour(message), replace)
+            }
+            Change::RemoveNeighbor { address, ifindex } => {
+                Self::new(DelNeighbour(neighbor(address, ifindex)), 0).ignoring(libc::ENOENT)
+            }
+            Change::KeepNeighbor { address, ifindex } => {
+                let mut message = neighbor(address, ifindex);
+                // Linux 5.16 and later.
+                let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+                message.attributes.push(managed);
+                // Not with a permanent entry, which needs no keeping.
+                Self::new(NewNeighbour(message), replace).ignoring(libc::EINVAL)
+            }
+            Change::TakeMac { ifindex, mac } => {
+                let message = NewNeighbour(receive_filter(ifindex, mac));
+                Self::new(message, NLM_F_CREATE).ignoring(libc::EEXIST)
+            }
+            Change::ReleaseMac { ifindex, mac } => {
+                let message = DelNeighbour(receive_filter(ifindex, mac));
+                Self::new(message, 0).ignoring(libc::ENOENT)
+            }
+        }
     }
+}
+
+/// A unicast host route of natmig's.
+fn host_route(address: Ipv4Addr, ifindex: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: AddressFamily::Inet,
+        destination_prefix_length: 32,
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: PROTOCOL,
+        scope: RouteScope::Link,
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(address)),
+        RouteAttribute::Oif(ifindex),
+    ];
+    message
+}
+
+fn neighbor(address: Ipv4Addr, ifindex: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = ifindex;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(
+        address,
+    ))];
+    message
+}
+
+/// An entry of an interface's own table of MAC addresses.
+fn receive_filter(ifindex: u32, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
 }
 
 /// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(super) struct Socket {
-    fd: OwnedFd,
+    inner: netlink_sys::Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Socket {
     pub(super) fn open() -> io::Result<Self> {
-        // SAFETY: socket takes no pointers.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_NETLINK,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                libc::NETLINK_ROUTE,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just made this descriptor for us.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
-            fd,
+            inner: netlink_sys::Socket::new(NETLINK_ROUTE)?,
             sequence: 0,
-            buffer: vec![0; 1 << 17],
+            buffer: Vec::with_capacity(DATAGRAM),
         })
     }
 
-    fn send(&mut self, messages: Vec<Message>) -> io::Result<()> {
+    /// Sends requests in one datagram; returns the first one's sequence number.
+    fn send(
+        &mut self,
+        requests: impl Iterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> io::Result<u32> {
+        let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
-        for Message(mut message) in messages {
+        for (message, flags) in requests {
             self.sequence = self.sequence.wrapping_add(1);
-            let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-            message[..4].copy_from_slice(&length.to_ne_bytes());
-            message[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
-            bytes.extend(message);
+            let mut header = NetlinkHeader::default();
+            header.flags = flags | NLM_F_REQUEST;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+            message.finalize();
+            let start = bytes.len();
+            bytes.resize(start + message.buffer_len(), 0);
+            message.serialize(&mut bytes[start..]);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
-        // SAFETY: `bytes` is valid for its length.
-        let sent =
-            unsafe { libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        self.inner.send(&bytes, 0)?;
+        Ok(first)
     }
 
-    /// Calls `each` with kind and payload of every message of the next datagram.
-    fn receive(&mut self, mut each: impl FnMut(u16, u32, &[u8])) -> io::Result<()> {
-        // SAFETY: the buffer is valid for its length.
-        let received = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                self.buffer.as_mut_ptr().cast(),
-                self.buffer.len(),
-                0,
-            )
-        };
-        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        let mut rest = &self.buffer[..received];
-        while rest.len() >= 16 {
-            let length = (u32_at(rest, 0) as usize).clamp(16, rest.len());
-            each(u16_at(rest, 4), u32_at(rest, 8), &rest[16..length]);
-            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+    /// Calls `each` with sequence number and payload of every message of the next datagram.
+    fn receive(
+        &mut self,
+        mut each: impl FnMut(u32, NetlinkPayload<RouteNetlinkMessage>),
+    ) -> io::Result<()> {
+        self.buffer.clear();
+        self.inner.recv(&mut self.buffer, 0)?;
+        let mut rest = self.buffer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let length = usize::try_from(message.length()).unwrap_or(usize::MAX);
+            match NetlinkMessage::deserialize(&rest[..length]) {
+                Ok(message) => each(message.header.sequence_number, message.payload),
+                // One interface or route of an unknown kind does not hide the others.
+                Err(error) => warn!(%error, "passing over an answer of rtnetlink"),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Sends requests that ask for acknowledgement; returns the first error.
-    fn acknowledged(&mut self, messages: Vec<Message>, ignore: &[Option<i32>]) -> io::Result<()> {
-        let first = self.sequence.wrapping_add(1);
-        let mut waiting = messages.len();
-        self.send(messages)?;
+    /// Sends requests and awaits their acknowledgements; returns the first error.
+    fn acknowledged(&mut self, requests: Vec<Request>) -> io::Result<()> {
+        let ignored: Vec<_> = requests.iter().map(|request| request.ignore).collect();
+        let requests = requests
+            .into_iter()
+            .map(|request| (request.message, request.flags | NLM_F_ACK));
+        let first = self.send(requests)?;
+        let mut waiting = ignored.len();
         let mut result = Ok(());
         while waiting > 0 {
-            self.receive(|kind, sequence, payload| {
-                if i32::from(kind) != libc::NLMSG_ERROR || payload.len() < 4 {
-                    return;
-                }
-                waiting -= waiting.min(1);
-                let errno = -u32_at(payload, 0).cast_signed();
-                let ignored = ignore
-                    .get(sequence.wrapping_sub(first) as usize)
-                    .copied()
-                    .flatten();
-                if errno != 0 && Some(errno) != ignored && result.is_ok() {
-                    result = Err(io::Error::from_raw_os_error(errno));
+            self.receive(|sequence, payload| {
+                let index = usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+                if let NetlinkPayload::Error(answer) = payload
+                    && let Some(ignored) = ignored.get(index)
+                {
+                    waiting -= 1;
+                    let errno = -answer.raw_code();
+                    if errno != 0 && Some(errno) != *ignored && result.is_ok() {
+                        result = Err(answer.to_io());
+                    }
                 }
             })?;
         }
         result
     }
 
-    fn dump(&mut self, request: Message, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        self.send(vec![request])?;
-        let mut done = false;
-        let mut result = Ok(());
-        while !done {
-            self.receive(|kind, _, payload| match i32::from(kind) {
-                libc::NLMSG_DONE => done = true,
-                libc::NLMSG_ERROR => {
-                    done = true;
-                    let errno = -u32_at(payload, 0).cast_signed();
-                    if errno != 0 {
-                        result = Err(io::Error::from_raw_os_error(errno));
-                    }
+    fn dump(
+        &mut self,
+        request: RouteNetlinkMessage,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        let asked = self.send([(request, NLM_F_DUMP)].into_iter())?;
+        let mut result = None;
+        while result.is_none() {
+            self.receive(|sequence, payload| {
+                if sequence != asked {
+                    return;
                 }
-                _ => each(payload),
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => each(message),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        result = Some(Err(io::Error::from_raw_os_error(-done.code)));
+                    }
+                    NetlinkPayload::Done(_) => result = Some(Ok(())),
+                    NetlinkPayload::Error(error) => result = Some(Err(error.to_io())),
+                    NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
+                }
             })?;
         }
-        result
+        result.unwrap_or(Ok(()))
     }
 
     /// All interfaces of the network namespace.
     pub(super) fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
-        let request = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP).interface(0, 0, 0);
-        self.dump(request, |payload| links.push(parse_link(payload)))?;
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.dump(request, |message| {
+            if let RouteNetlinkMessage::NewLink(message) = message {
+                links.push(Link::from(message));
+            }
+        })?;
         Ok(links)
     }
 
     /// Gives an interface an IPv4 address of its own, if it has it not.
     pub(super) fn add_address(&mut self, ifindex: u32, address: Ipv4Addr) -> io::Result<()> {
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let message = Message::new(libc::RTM_NEWADDR, flags)
-            .bytes(&[family, 32, 0, libc::RT_SCOPE_LINK])
-            .bytes(&ifindex.to_ne_bytes())
-            .attribute(libc::IFA_LOCAL, &address.octets())
-            .attribute(libc::IFA_ADDRESS, &address.octets());
-        self.acknowledged(vec![message], &[None])
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = 32;
+        message.header.scope = AddressScope::Link;
+        message.header.index = ifindex;
+        message.attributes = vec![
+            AddressAttribute::Local(address.into()),
+            AddressAttribute::Address(address.into()),
+        ];
+        let message = RouteNetlinkMessage::NewAddress(message);
+        self.acknowledged(vec![Request::new(message, NLM_F_CREATE | NLM_F_REPLACE)])
     }
 
     /// All IPv4 addresses of the network namespace, with their interface.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
         let mut addresses = Vec::new();
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        let request =
-            Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).bytes(&[family, 0, 0, 0, 0, 0, 0, 0]);
-        self.dump(request, |payload| {
-            if payload.len() < 8 {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        self.dump(RouteNetlinkMessage::GetAddress(request), |message| {
+            let RouteNetlinkMessage::NewAddress(message) = message else {
                 return;
+            };
+            let (mut local, mut other) = (None, None);
+            for attribute in message.attributes {
+                if let AddressAttribute::Local(IpAddr::V4(address)) = attribute {
+                    local = Some(address);
+                } else if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
+                    other = Some(address);
+                }
             }
-            let ifindex = u32_at(payload, 4);
-            let mut found = [None, None];
-            attributes(&payload[8..], |kind, value| {
-                let slot = match kind {
-                    libc::IFA_LOCAL => &mut found[0],
-                    libc::IFA_ADDRESS => &mut found[1],
-                    _ => return,
-                };
-                *slot = ipv4(value);
-            });
-            if let Some(address) = found[0].or(found[1]) {
-                addresses.push((ifindex, address));
-            }
+            // On a point-to-point interface, the other one is the peer's.
+            addresses.extend(
+                local
+                    .or(other)
+                    .map(|address| (message.header.index, address)),
+            );
         })?;
         Ok(addresses)
     }
@@ -411,10 +389,10 @@ impl Socket {
     /// Creates natmig's port: both ends with one MAC address, because the kernel addresses frames
     /// into an interface without ARP to that interface's own.
     pub(super) fn create_port(&mut self, near: &str, far: &str, mac: [u8; 6]) -> io::Result<()> {
-        match self.acknowledged(vec![port_message(near, far, mac, true)], &[]) {
+        match self.acknowledged(vec![port_request(near, far, mac, true)]) {
             // A kernel without IPv6 gives the port no link-local addresses either.
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                self.acknowledged(vec![port_message(near, far, mac, false)], &[])
+                self.acknowledged(vec![port_request(near, far, mac, false)])
             }
             other => other,
         }
@@ -422,49 +400,44 @@ impl Socket {
 
     /// Removes an interface, and its peer if it has one.
     pub(super) fn remove_link(&mut self, ifindex: u32) -> io::Result<()> {
-        let message = Message::new(libc::RTM_DELLINK, libc::NLM_F_ACK).interface(ifindex, 0, 0);
-        self.acknowledged(vec![message], &[Some(libc::ENODEV)])
+        let message = RouteNetlinkMessage::DelLink(link(ifindex));
+        self.acknowledged(vec![Request::new(message, 0).ignoring(libc::ENODEV)])
     }
 
     /// Sets an interface's flags where the mask says so.
     pub(super) fn set_flags(&mut self, ifindex: u32, flags: i32, mask: i32) -> io::Result<()> {
-        let message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK).interface(
-            ifindex,
-            flags.cast_unsigned(),
-            mask.cast_unsigned(),
-        );
-        self.acknowledged(vec![message], &[])
+        let mut message = link(ifindex);
+        message.header.flags = LinkFlags::from_bits_retain(flags.cast_unsigned());
+        message.header.change_mask = LinkFlags::from_bits_retain(mask.cast_unsigned());
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.acknowledged(vec![Request::new(message, 0)])
     }
 
     /// Sets an interface's MTU.
     pub(super) fn set_mtu(&mut self, ifindex: u32, mtu: u32) -> io::Result<()> {
-        let message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK)
-            .interface(ifindex, 0, 0)
-            .attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
-        self.acknowledged(vec![message], &[])
+        let mut message = link(ifindex);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.acknowledged(vec![Request::new(message, 0)])
     }
 
     /// The host routes of natmig's protocol number, with their interface.
     pub(super) fn routes(&mut self) -> io::Result<Vec<(Ipv4Addr, u32)>> {
         let mut routes = Vec::new();
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        let request = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP)
-            .bytes(&[family])
-            .bytes(&[0; 11]);
-        self.dump(request, |payload| {
-            // `rtm_dst_len` and `rtm_protocol`.
-            if payload.len() < 12 || payload[1] != 32 || payload[5] != PROTOCOL {
+        self.dump_routes(|message| {
+            let header = &message.header;
+            if header.destination_prefix_length != 32 || header.protocol != PROTOCOL {
                 return;
             }
-            let (mut address, mut ifindex) = (None, None);
-            attributes(&payload[12..], |kind, value| match kind {
-                libc::RTA_DST => address = ipv4(value),
-                libc::RTA_OIF if value.len() == 4 => ifindex = Some(u32_at(value, 0)),
-                _ => {}
-            });
-            if let (Some(address), Some(ifindex)) = (address, ifindex) {
-                routes.push((address, ifindex));
+            let (mut destination, mut interface) = (None, None);
+            for attribute in message.attributes {
+                if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
+                    destination = Some(address);
+                } else if let RouteAttribute::Oif(ifindex) = attribute {
+                    interface = Some(ifindex);
+                }
             }
+            routes.extend(destination.zip(interface));
         })?;
         Ok(routes)
     }
@@ -472,52 +445,59 @@ impl Socket {
     /// Gateways of all IPv4 routes, with their interface.
     pub(super) fn gateways(&mut self) -> io::Result<Vec<(Ipv4Addr, u32)>> {
         let mut gateways = Vec::new();
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        let request = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP)
-            .bytes(&[family])
-            .bytes(&[0; 11]);
-        self.dump(request, |payload| {
-            if payload.len() < 12 {
-                return;
+        self.dump_routes(|message| {
+            let mut interface = None;
+            for attribute in &message.attributes {
+                if let RouteAttribute::Oif(ifindex) = attribute {
+                    interface = Some(*ifindex);
+                } else if let RouteAttribute::MultiPath(hops) = attribute {
+                    gateways.extend(hops.iter().filter_map(|hop| {
+                        gateway(&hop.attributes).map(|gateway| (gateway, hop.interface_index))
+                    }));
+                }
             }
-            let (mut gateway, mut ifindex) = (None, None);
-            attributes(&payload[12..], |kind, value| match kind {
-                libc::RTA_GATEWAY => gateway = ipv4(value),
-                libc::RTA_OIF if value.len() == 4 => ifindex = Some(u32_at(value, 0)),
-                libc::RTA_MULTIPATH => next_hops(value, &mut gateways),
-                _ => {}
-            });
-            gateways.extend(gateway.zip(ifindex));
+            gateways.extend(gateway(&message.attributes).zip(interface));
         })?;
         gateways.sort_unstable();
         gateways.dedup();
         Ok(gateways)
     }
 
+    fn dump_routes(&mut self, mut each: impl FnMut(RouteMessage)) -> io::Result<()> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        self.dump(RouteNetlinkMessage::GetRoute(request), |message| {
+            if let RouteNetlinkMessage::NewRoute(message) = message {
+                each(message);
+            }
+        })
+    }
+
     /// The neighbours of natmig's protocol number.
     pub(super) fn neighbors(&mut self) -> io::Result<Vec<(Ipv4Addr, u32, [u8; 6])>> {
         let mut neighbors = Vec::new();
-        let family = u8::try_from(libc::AF_INET).unwrap_or(2);
-        let request = Message::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP)
-            .bytes(&[family])
-            .bytes(&[0; 11]);
-        self.dump(request, |payload| {
-            if payload.len() < 12 {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Inet;
+        self.dump(RouteNetlinkMessage::GetNeighbour(request), |message| {
+            let RouteNetlinkMessage::NewNeighbour(message) = message else {
+                return;
+            };
+            if !message
+                .attributes
+                .contains(&NeighbourAttribute::Protocol(PROTOCOL))
+            {
                 return;
             }
-            let ifindex = u32_at(payload, 4);
-            let (mut address, mut mac, mut protocol) = (None, [0; 6], 0);
-            attributes(&payload[12..], |kind, value| match kind {
-                libc::NDA_DST => address = ipv4(value),
-                libc::NDA_LLADDR if value.len() == 6 => mac.copy_from_slice(value),
-                NDA_PROTOCOL if value.len() == 1 => protocol = value[0],
-                _ => {}
-            });
-            if let Some(address) = address
-                && protocol == PROTOCOL
-            {
-                neighbors.push((address, ifindex, mac));
+            let (mut destination, mut mac) = (None, [0; 6]);
+            for attribute in message.attributes {
+                if let NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) = attribute
+                {
+                    destination = Some(address);
+                } else if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
+                    mac = bytes.try_into().unwrap_or_default();
+                }
             }
+            neighbors.extend(destination.map(|address| (address, message.header.ifindex, mac)));
         })?;
         Ok(neighbors)
     }
@@ -526,8 +506,7 @@ impl Socket {
     pub(super) fn apply(&mut self, changes: &[Change]) -> io::Result<()> {
         let mut result = Ok(());
         for changes in changes.chunks(CHUNK) {
-            let (messages, ignore): (Vec<_>, Vec<_>) = changes.iter().map(request).unzip();
-            let outcome = self.acknowledged(messages, &ignore);
+            let outcome = self.acknowledged(changes.iter().map(Request::from).collect());
             if result.is_ok() {
                 result = outcome;
             }
@@ -536,93 +515,96 @@ impl Socket {
     }
 }
 
-/// The request that creates the port, with or without a word about IPv6 addresses.
-fn port_message(near: &str, far: &str, mac: [u8; 6], ipv6: bool) -> Message {
-    let end = |message: Message, name: &str| {
-        let message = message
-            .text(libc::IFLA_IFNAME, name)
-            .attribute(libc::IFLA_ADDRESS, &mac);
-        if !ipv6 {
-            return message;
+/// The gateway among the attributes of a route or of one of its next hops.
+fn gateway(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
+    attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute {
+            Some(*address)
+        } else {
+            None
         }
-        message.nested(libc::IFLA_AF_SPEC, |message| {
-            let family = u16::try_from(libc::AF_INET6).unwrap_or(10);
-            message.nested(family, |message| {
-                message.attribute(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_NONE])
-            })
-        })
-    };
-    let flags = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    let no_arp = libc::IFF_NOARP.cast_unsigned();
-    let message = Message::new(libc::RTM_NEWLINK, flags).interface(0, no_arp, no_arp);
-    end(message, near).nested(libc::IFLA_LINKINFO, |message| {
-        message
-            .text(IFLA_INFO_KIND, "veth")
-            .nested(IFLA_INFO_DATA, |message| {
-                message.nested(VETH_INFO_PEER, |message| {
-                    end(message.interface(0, no_arp, no_arp), far)
-                })
-            })
     })
 }
 
-fn parse_link(payload: &[u8]) -> Link {
-    let mut link = Link::default();
-    if payload.len() < 16 {
-        return link;
+/// A message about an interface that exists.
+fn link(ifindex: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message
+}
+
+/// The request that creates the port, with or without a word about IPv6 addresses.
+fn port_request(near: &str, far: &str, mac: [u8; 6], ipv6: bool) -> Request {
+    let end = |name: &str| {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Noarp;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.to_vec()),
+        ];
+        if ipv6 {
+            let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            let family = AfSpecUnspec::Inet6(vec![mode]);
+            message
+                .attributes
+                .push(LinkAttribute::AfSpecUnspec(vec![family]));
+        }
+        message
+    };
+    let mut message = end(near);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(far)))),
+    ]));
+    let message = RouteNetlinkMessage::NewLink(message);
+    Request::new(message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self {
+            ifindex: message.header.index,
+            flags: message.header.flags.bits(),
+            ..Self::default()
+        };
+        for attribute in message.attributes {
+            if let LinkAttribute::IfName(name) = attribute {
+                link.name = name;
+            } else if let LinkAttribute::Address(mac) = attribute {
+                // Interfaces other than Ethernet have longer ones or none.
+                link.mac = mac.try_into().unwrap_or_default();
+            } else if let LinkAttribute::Mtu(mtu) = attribute {
+                link.mtu = mtu;
+            } else if let LinkAttribute::Link(lower) = attribute {
+                link.lower = Some(lower);
+            } else if let LinkAttribute::LinkInfo(details) = attribute {
+                link.kind = details.into_iter().find_map(|detail| {
+                    if let LinkInfo::Kind(kind) = detail {
+                        Some(kind.to_string())
+                    } else {
+                        None
+                    }
+                });
+            } else if let LinkAttribute::Xdp(details) = attribute {
+                link.set_xdp(&details);
+            }
+        }
+        link
     }
-    link.ifindex = u32_at(payload, 4);
-    link.flags = u32_at(payload, 8);
-    attributes(&payload[16..], |kind, value| match kind {
-        libc::IFLA_IFNAME => link.name = text(value),
-        libc::IFLA_ADDRESS if value.len() == 6 => link.mac.copy_from_slice(value),
-        libc::IFLA_MTU if value.len() == 4 => link.mtu = u32_at(value, 0),
-        libc::IFLA_LINK if value.len() == 4 => link.lower = Some(u32_at(value, 0)),
-        libc::IFLA_LINKINFO => attributes(value, |kind, value| {
-            if kind == IFLA_INFO_KIND {
-                link.kind = Some(text(value));
-            }
-        }),
-        IFLA_XDP => attributes(value, |kind, value| match kind {
-            IFLA_XDP_ATTACHED if value.len() == 1 => {
-                link.xdp_generic = value[0] == XDP_ATTACHED_SKB;
-            }
-            IFLA_XDP_PROG_ID | IFLA_XDP_DRV_PROG_ID | IFLA_XDP_SKB_PROG_ID if value.len() == 4 => {
-                link.xdp = Some(u32_at(value, 0)).filter(|id| *id != 0).or(link.xdp);
-            }
-            _ => {}
-        }),
-        _ => {}
-    });
-    link
 }
 
-/// Calls `each` with kind and value of every attribute.
-fn attributes(mut bytes: &[u8], mut each: impl FnMut(u16, &[u8])) {
-    while bytes.len() >= 4 {
-        let length = (u16_at(bytes, 0) as usize).clamp(4, bytes.len());
-        each(u16_at(bytes, 2) & 0x3fff, &bytes[4..length]);
-        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
+impl Link {
+    fn set_xdp(&mut self, details: &[LinkXdp]) {
+        for detail in details {
+            if let LinkXdp::Attached(mode) = detail {
+                self.xdp_generic = *mode == XdpAttached::SocketBuffer;
+            } else if let LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) =
+                detail
+                && *id != 0
+            {
+                self.xdp = Some(*id);
+            }
+        }
     }
-}
-
-fn text(value: &[u8]) -> String {
-    let value = value.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(value).into_owned()
-}
-
-fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    let mut value = [0; 2];
-    value.copy_from_slice(&bytes[at..at + 2]);
-    u16::from_ne_bytes(value)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_ne_bytes(value)
 }
