@@ -389,13 +389,10 @@ impl Socket {
     /// Creates natmig's port: both ends with one MAC address, because the kernel addresses frames
     /// into an interface without ARP to that interface's own.
     pub(super) fn create_port(&mut self, near: &str, far: &str, mac: [u8; 6]) -> io::Result<()> {
-        match self.acknowledged(vec![port_request(near, far, mac, true)]) {
-            // A kernel without IPv6 gives the port no link-local addresses either.
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                self.acknowledged(vec![port_request(near, far, mac, false)])
-            }
-            other => other,
-        }
+        self.acknowledged(vec![port_request(near, far, mac)])?;
+        // The kernel overlooks this in the request that creates an interface.
+        let requests = [near, far].map(no_link_local_address);
+        self.acknowledged(requests.into())
     }
 
     /// Removes an interface, and its peer if it has one.
@@ -533,8 +530,8 @@ fn link(ifindex: u32) -> LinkMessage {
     message
 }
 
-/// The request that creates the port, with or without a word about IPv6 addresses.
-fn port_request(near: &str, far: &str, mac: [u8; 6], ipv6: bool) -> Request {
+/// The request that creates the port.
+fn port_request(near: &str, far: &str, mac: [u8; 6]) -> Request {
     let end = |name: &str| {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Noarp;
@@ -543,13 +540,6 @@ fn port_request(near: &str, far: &str, mac: [u8; 6], ipv6: bool) -> Request {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(mac.to_vec()),
         ];
-        if ipv6 {
-            let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-            let family = AfSpecUnspec::Inet6(vec![mode]);
-            message
-                .attributes
-                .push(LinkAttribute::AfSpecUnspec(vec![family]));
-        }
         message
     };
     let mut message = end(near);
@@ -559,6 +549,19 @@ fn port_request(near: &str, far: &str, mac: [u8; 6], ipv6: bool) -> Request {
     ]));
     let message = RouteNetlinkMessage::NewLink(message);
     Request::new(message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// The request that has an interface come up without an IPv6 address.
+fn no_link_local_address(name: &str) -> Request {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]),
+    ];
+    let message = RouteNetlinkMessage::NewLink(message);
+    // A kernel without IPv6 gives it none anyway.
+    Request::new(message, 0).ignoring(libc::EAFNOSUPPORT)
 }
 
 impl From<LinkMessage> for Link {
