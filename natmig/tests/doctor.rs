@@ -157,8 +157,10 @@ fn diagnose(instance: &str) {
         assert!(checks(&ok).contains(&check), "{check}: {ok:?}");
     }
 
-    shell(&format!("nft delete table ip natmig_{instance}"));
-    assert_eq!(checks(&found(&request, Severity::Error)), ["guard"]);
+    for family in ["netdev", "ip"] {
+        shell(&format!("nft delete table {family} natmig_{instance}"));
+        assert_eq!(checks(&found(&request, Severity::Error)), ["guard"]);
+    }
     let other = Request {
         instance: Some(format!("{instance}-other")),
         interfaces: vec!["acc0".to_owned()],

@@ -30,8 +30,9 @@ pub struct Machine {
     pub btf: bool,
     /// Whether a BPF file system is on `/sys/fs/bpf`.
     pub bpffs: bool,
-    /// `net.core.bpf_jit_enable`, which only the first network namespace shows.
-    pub jit: Option<u32>,
+    /// Whether programs are compiled: `net.core.bpf_jit_enable`, which only the first network
+    /// namespace shows, or what the kernel says of the instance's program.
+    pub jit: Option<bool>,
     /// `net.core.bpf_jit_harden`.
     pub jit_harden: Option<u32>,
     /// `kernel.bpf_stats_enabled`.
@@ -81,8 +82,8 @@ pub struct Instance {
     pub pins: Pins,
     /// Kernel memory that its maps take, or would take.
     pub memory: Option<u64>,
-    /// Whether its guard's table is there.
-    pub guard: Option<bool>,
+    /// Families of nftables in which its guard's table is missing.
+    pub missing_guards: Option<Vec<&'static str>>,
     /// The router's port.
     pub port: Port,
 }

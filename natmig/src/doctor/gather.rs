@@ -13,8 +13,7 @@ use natmig_common::{BindingTraffic, Entry};
 
 use self::{ethtool::Ethtool, netdev::Netdev};
 use super::facts::{
-    Facts, Forwarding, Instance, Interface, Link, Lower, Machine, MemoryLimit, Offloads, Pins,
-    Port, Xdp,
+    Facts, Forwarding, Instance, Interface, Link, Lower, Machine, MemoryLimit, Pins, Port, Xdp,
 };
 use crate::{
     config::{DEFAULT_INSTANCE, RouterConfig},
@@ -105,7 +104,7 @@ pub fn gather(request: &Request) -> Result<Facts, GatherError> {
         })
         .collect();
     Ok(Facts {
-        machine: machine(),
+        machine: machine(&inspected),
         forwarding: forwarding(),
         instance: instance(name, request, config, &inspected, &ethtool),
         interfaces,
@@ -138,7 +137,7 @@ fn instance(
         config_file: request.config.as_ref().map(|(file, _)| file.clone()),
         pins,
         memory: inspected.memory.or_else(|| config.map(memory)),
-        guard: inspected.guard,
+        missing_guards: inspected.missing_guards.clone(),
         port: Port {
             up: inspected
                 .links
@@ -211,7 +210,7 @@ fn link(
     })
 }
 
-fn machine() -> Machine {
+fn machine(inspected: &Inspected) -> Machine {
     Machine {
         release: text("/proc/sys/kernel/osrelease").unwrap_or_else(|| "?".to_owned()),
         cpus: aya::util::online_cpus()
@@ -219,7 +218,10 @@ fn machine() -> Machine {
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         bpffs: nix::sys::statfs::statfs("/sys/fs/bpf")
             .is_ok_and(|system| system.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC),
-        jit: number("/proc/sys/net/core/bpf_jit_enable"),
+        jit: number("/proc/sys/net/core/bpf_jit_enable")
+            .map_or(inspected.compiled.then_some(true), |enabled| {
+                Some(enabled != 0)
+            }),
         jit_harden: number("/proc/sys/net/core/bpf_jit_harden"),
         bpf_stats: number("/proc/sys/kernel/bpf_stats_enabled"),
         unprivileged_bpf_disabled: number("/proc/sys/kernel/unprivileged_bpf_disabled"),
@@ -287,11 +289,3 @@ fn text(path: &str) -> Option<String> {
 fn number(path: &str) -> Option<u32> {
     text(path)?.parse().ok()
 }
-
-/// Offloads that no driver reports.
-const UNKNOWN: Offloads = Offloads {
-    lro: None,
-    gro_hw: None,
-    rx_vlan: None,
-    tx_checksum: None,
-};

@@ -60,12 +60,19 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
 /// What a loaded instance needs beside its pins.
 fn loaded(facts: &Facts, chapter: &mut Chapter<'_>) {
     let instance = &facts.instance;
-    match instance.guard {
-        Some(true) => chapter.ok("guard", "the guard's table is installed"),
-        Some(false) => chapter.error(
+    match instance.missing_guards.as_deref() {
+        Some([]) => chapter.ok("guard", "the guard's tables are installed"),
+        Some(missing) => chapter.error(
             "guard",
-            "the guard's nftables table is gone",
-            "locators may leave the fabric in what the kernel itself sends",
+            format!(
+                "tables of the guard are gone from nftables: family {}",
+                missing.join(", ")
+            ),
+            if *missing == ["netdev"] {
+                "the kernel drops frames that natmig took for a VM and leaves to it"
+            } else {
+                "locators may leave the fabric in what the kernel itself sends"
+            },
             load_command(facts),
         ),
         None => {}

@@ -61,13 +61,13 @@ pub(super) fn bpf(machine: &Machine, findings: &mut Vec<Finding>) {
         );
     }
     match machine.jit {
-        Some(0) => chapter.warning(
+        Some(false) => chapter.warning(
             "jit",
             "the BPF compiler is off (net.core.bpf_jit_enable=0)",
             "every packet runs through an interpreter, several times slower",
             sysctl::set("net.core.bpf_jit_enable", 1),
         ),
-        Some(_) => chapter.ok("jit", "the BPF compiler is on"),
+        Some(true) => chapter.ok("jit", "programs are compiled"),
         None => chapter.note(
             "jit",
             "net.core.bpf_jit_enable cannot be read here",

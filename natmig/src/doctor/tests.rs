@@ -68,7 +68,7 @@ fn good() -> Facts {
             cpus: 8,
             btf: true,
             bpffs: true,
-            jit: Some(1),
+            jit: Some(true),
             jit_harden: Some(0),
             bpf_stats: Some(0),
             unprivileged_bpf_disabled: Some(2),
@@ -88,7 +88,7 @@ fn good() -> Facts {
             config_file: Some("router.toml".into()),
             pins: Pins::Loaded { abi_version: 1 },
             memory: Some(300 << 20),
-            guard: Some(true),
+            missing_guards: Some(Vec::new()),
             port: Port {
                 name: "natmig0".to_owned(),
                 up: true,
@@ -216,7 +216,7 @@ fn facts_that_cannot_be_read_are_not_taken_for_bad() {
         neighbor_limit: None,
         ..facts.forwarding
     };
-    facts.instance.guard = None;
+    facts.instance.missing_guards = None;
     let link = access(&mut facts);
     link.xdp_features = None;
     link.queues = None;
@@ -258,7 +258,7 @@ fn missing_bpffs_is_an_error() {
 #[test]
 fn interpreted_programs_are_a_warning() {
     let mend = bad("jit", Severity::Warning, |facts| {
-        facts.machine.jit = Some(0);
+        facts.machine.jit = Some(false);
     });
     assert_eq!(mend, "sysctl -w net.core.bpf_jit_enable=1");
     bad("jit_harden", Severity::Note, |facts| {
@@ -330,11 +330,11 @@ fn pins_that_cannot_be_used_are_errors() {
 #[test]
 fn missing_guard_is_an_error_once_loaded() {
     bad("guard", Severity::Error, |facts| {
-        facts.instance.guard = Some(false);
+        facts.instance.missing_guards = Some(vec!["ip"]);
     });
     let mut facts = good();
     facts.instance.pins = Pins::None;
-    facts.instance.guard = Some(false);
+    facts.instance.missing_guards = Some(vec!["ip"]);
     assert_eq!(worst(&facts, "guard"), None);
 }
 

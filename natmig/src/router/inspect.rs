@@ -16,8 +16,10 @@ pub(crate) struct Inspected {
     pub(crate) pins: Result<Option<u32>, RouterError>,
     /// Bytes of kernel memory that its maps take, if it is loaded.
     pub(crate) memory: Option<u64>,
-    /// Whether the guard's table is there; `None` if nobody can say.
-    pub(crate) guard: Option<bool>,
+    /// Whether its program is known to be compiled.
+    pub(crate) compiled: bool,
+    /// Families in which the guard's table is missing; `None` if nobody can say.
+    pub(crate) missing_guards: Option<Vec<&'static str>>,
     /// The kernel's end of the router's port.
     pub(crate) port: String,
     /// All interfaces of the network namespace.
@@ -56,11 +58,6 @@ pub(crate) fn inspect(name: &str) -> Result<Inspected, RouterError> {
         Ok(None) => (Ok(None), None),
         Err(error) => (Err(error), None),
     };
-    let guard = match guard::counters(&instance) {
-        Ok(_) => Some(true),
-        Err(RouterError::Nft(_)) => Some(false),
-        Err(_) => None,
-    };
     let mut socket = Socket::open().map_err(RouterError::system("open a netlink socket"))?;
     let addresses = socket
         .addresses()
@@ -98,7 +95,8 @@ pub(crate) fn inspect(name: &str) -> Result<Inspected, RouterError> {
         config: load_state(&instance).ok(),
         pins,
         memory,
-        guard,
+        compiled: loader::pinned_program_info(&instance).is_some_and(|info| info.is_compiled()),
+        missing_guards: guard::missing(&instance).ok(),
         port: instance.port().0,
         links,
     })

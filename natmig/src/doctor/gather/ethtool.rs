@@ -7,7 +7,6 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use super::UNKNOWN;
 use crate::doctor::facts::{Offloads, Queues};
 
 const GET_DRIVER: u32 = 0x03;
@@ -89,7 +88,7 @@ impl Ethtool {
     /// The offloads.
     pub(super) fn offloads(&self, interface: &str) -> Offloads {
         let Some(features) = self.features(interface) else {
-            return UNKNOWN;
+            return Offloads::default();
         };
         let on = |name: &str| features.get(name).copied();
         let checksums = [
