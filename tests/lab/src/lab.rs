@@ -154,12 +154,23 @@ impl Lab {
             .daemons
             .as_mut()
             .context("natmig does not run in this lab")?;
-        run::wait_for("all routers' connections", PATIENCE, || {
+        let mut silent = None;
+        let waited = run::wait_for("all routers' connections", PATIENCE, || {
             daemons.controller.check()?;
             daemons.agents.values_mut().try_for_each(Daemon::check)?;
-            let connected = daemons.client.connected()?;
-            Ok((connected.len() == routers).then_some(()))
-        })
+            // A controller that has just been started does not answer yet.
+            match daemons.client.connected() {
+                Ok(connected) => Ok((connected.len() == routers).then_some(())),
+                Err(error) => {
+                    silent = Some(error);
+                    Ok(None)
+                }
+            }
+        });
+        match silent {
+            Some(silent) => waited.with_context(|| format!("lately: {silent:#}")),
+            None => waited,
+        }
     }
 
     /// Its run directory.
@@ -457,9 +468,15 @@ fn router_config(
 
 /// The `natmig` program: as asked for, or beside this one.
 pub fn find_natmig(asked: Option<PathBuf>) -> Result<PathBuf> {
-    let program = match asked {
-        Some(program) => program,
-        None => std::env::current_exe()?.with_file_name("natmig"),
+    let program = if let Some(program) = asked {
+        program
+    } else {
+        let beside = std::env::current_exe()?.with_file_name("natmig");
+        // Tests are one directory further down.
+        let above = beside.ancestors().nth(2).map(|above| above.join("natmig"));
+        above
+            .filter(|above| !beside.is_file() && above.is_file())
+            .unwrap_or(beside)
     };
     ensure!(
         program.is_file(),

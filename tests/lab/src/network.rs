@@ -1,7 +1,11 @@
 //! The lab's network: namespaces, bridges, links, addresses and routes, and what happens to them:
 //! links are cut and restored, VMs unplugged and plugged in elsewhere.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    net::Ipv4Addr,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::Ipv4Net;
@@ -41,6 +45,18 @@ pub struct Network {
 
 fn plug_node(vm: &str) -> String {
     format!("plug-{vm}")
+}
+
+/// Lines for `ip -batch`, by node.
+#[derive(Default)]
+struct Lines(BTreeMap<String, String>);
+
+impl Lines {
+    fn add(&mut self, node: &str, line: fmt::Arguments<'_>) {
+        let lines = self.0.entry(node.to_owned()).or_default();
+        // Writing to a String cannot fail.
+        let _ = writeln!(lines, "{line}");
+    }
 }
 
 impl Network {
@@ -204,38 +220,62 @@ impl Network {
 
     /// Gives addresses, puts ports into bridges, and brings everything up.
     fn address(&self) -> Result<()> {
+        let mut lines = Lines::default();
+        self.address_routers(&mut lines);
+        self.address_machines(&mut lines)?;
+        for (node, lines) in lines.0 {
+            ip(Some(self.node(&node)?), &lines)?;
+        }
+        Ok(())
+    }
+
+    fn address_routers(&self, lines: &mut Lines) {
         let topology = &self.topology;
-        let mut lines: BTreeMap<&str, String> = BTreeMap::new();
         for link in &self.links {
             for end in &link.ends {
-                let lines = lines.entry(&end.node).or_default();
-                writeln!(
-                    lines,
-                    "address add {}/31 dev {}",
-                    end.address, end.interface
-                )?;
-                writeln!(lines, "link set {} mtu {} up", end.interface, link.mtu)?;
+                lines.add(
+                    &end.node,
+                    format_args!("address add {}/31 dev {}", end.address, end.interface),
+                );
+                lines.add(
+                    &end.node,
+                    format_args!("link set {} mtu {} up", end.interface, link.mtu),
+                );
             }
         }
         for segment in &topology.segments {
+            let (name, length) = (&segment.name, segment.prefix.prefix_len());
             for (index, router) in segment.routers.iter().enumerate() {
-                let length = segment.prefix.prefix_len();
                 let address = Topology::access_address(segment, index);
-                let at_router = lines.entry(router).or_default();
-                writeln!(
-                    at_router,
-                    "address add {address}/{length} broadcast + dev {}",
-                    segment.name
-                )?;
                 let mac = Topology::mac(address);
-                writeln!(at_router, "link set {} address {mac} up", segment.name)?;
-                writeln!(
-                    lines.entry(&segment.name).or_default(),
-                    "link set {router} master rack up"
-                )?;
+                lines.add(
+                    router,
+                    format_args!("address add {address}/{length} broadcast + dev {name}"),
+                );
+                lines.add(router, format_args!("link set {name} address {mac} up"));
+                lines.add(name, format_args!("link set {router} master rack up"));
             }
         }
-        let plugs: Vec<String> = topology.vms.iter().map(|vm| plug_node(&vm.name)).collect();
+        for (index, router) in topology.routers.iter().enumerate() {
+            let address = management_address(10 + index);
+            lines.add(
+                &router.name,
+                format_args!("address add {address}/24 dev mgmt0"),
+            );
+            lines.add(&router.name, format_args!("link set mgmt0 up"));
+            lines.add(
+                MANAGEMENT,
+                format_args!("link set {} master mgmt up", router.name),
+            );
+        }
+        lines.add(
+            MANAGEMENT,
+            format_args!("address add {}/24 dev mgmt", management_address(0)),
+        );
+    }
+
+    fn address_machines(&self, lines: &mut Lines) -> Result<()> {
+        let topology = &self.topology;
         let vms = topology
             .vms
             .iter()
@@ -246,63 +286,39 @@ impl Network {
             .map(|host| (&host.name, &host.segment, host.address));
         for (name, segment, address) in vms.chain(hosts) {
             let segment = topology.segment(segment).context("checked when parsed")?;
-            let lines = lines.entry(name).or_default();
-            writeln!(lines, "link set eth0 address {} up", Topology::mac(address))?;
-            writeln!(
-                lines,
-                "address add {address}/{} broadcast + dev eth0",
-                segment.prefix.prefix_len()
-            )?;
-            writeln!(lines, "route add default via {}", segment.gateway)?;
+            let length = segment.prefix.prefix_len();
+            lines.add(
+                name,
+                format_args!("link set eth0 address {} up", Topology::mac(address)),
+            );
+            lines.add(
+                name,
+                format_args!("address add {address}/{length} broadcast + dev eth0"),
+            );
+            lines.add(
+                name,
+                format_args!("route add default via {}", segment.gateway),
+            );
         }
         for host in &topology.hosts {
-            writeln!(
-                lines.entry(&host.segment).or_default(),
-                "link set {} master rack up",
-                host.name
-            )?;
+            lines.add(
+                &host.segment,
+                format_args!("link set {} master rack up", host.name),
+            );
         }
-        for (vm, plug) in topology.vms.iter().zip(&plugs) {
-            writeln!(lines.entry(plug).or_default(), "link set guest up")?;
+        for vm in &topology.vms {
+            let plug = plug_node(&vm.name);
+            lines.add(&plug, format_args!("link set guest up"));
             for segment in &topology.segments {
-                writeln!(
-                    lines.entry(plug).or_default(),
-                    "link set {} up",
-                    segment.name
-                )?;
-                writeln!(
-                    lines.entry(&segment.name).or_default(),
-                    "link set {} up",
-                    vm.name
-                )?;
+                lines.add(&plug, format_args!("link set {} up", segment.name));
+                lines.add(&segment.name, format_args!("link set {} up", vm.name));
             }
         }
-        for (index, router) in topology.routers.iter().enumerate() {
-            writeln!(
-                lines.entry(&router.name).or_default(),
-                "address add {}/24 dev mgmt0\nlink set mgmt0 up",
-                management_address(10 + index)
-            )?;
-            writeln!(
-                lines.entry(MANAGEMENT).or_default(),
-                "link set {} master mgmt up",
-                router.name
-            )?;
-        }
-        writeln!(
-            lines.entry(MANAGEMENT).or_default(),
-            "address add {}/24 dev mgmt",
-            management_address(0)
-        )?;
         if let Some(outside) = &topology.outside {
-            writeln!(
-                lines.entry(&outside.name).or_default(),
-                "address add {}/32 dev lo",
-                outside.address
-            )?;
-        }
-        for (node, lines) in lines {
-            ip(Some(self.node(node)?), &lines)?;
+            lines.add(
+                &outside.name,
+                format_args!("address add {}/32 dev lo", outside.address),
+            );
         }
         Ok(())
     }
