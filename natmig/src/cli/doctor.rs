@@ -13,7 +13,7 @@ const WARNINGS: u8 = 10;
 /// Exit status when there are errors among the findings.
 const ERRORS: u8 = 11;
 
-/// Says what kernel, drivers, offloads and settings mean for natmig here, and how to mend them.
+/// Say what kernel, drivers, offloads and settings mean for natmig here, and how to mend them.
 ///
 /// Looks at the machine, at the instance and at its interfaces: those of the configuration file, or
 /// without one those that the instance was loaded with. Changes nothing. Needs root.
