@@ -43,6 +43,8 @@ pub(super) struct Link {
     pub(super) kind: Option<String>,
     /// The interface that this one is on top of, in this namespace or another.
     pub(super) lower: Option<u32>,
+    /// Whether that one is in another network namespace, so that its index means nothing here.
+    pub(super) lower_is_elsewhere: bool,
     /// Id of the XDP program that runs on it.
     pub(super) xdp: Option<u32>,
     /// Whether that runs in generic mode.
@@ -578,6 +580,7 @@ fn parse_link(payload: &[u8]) -> Link {
         libc::IFLA_ADDRESS if value.len() == 6 => link.mac.copy_from_slice(value),
         libc::IFLA_MTU if value.len() == 4 => link.mtu = u32_at(value, 0),
         libc::IFLA_LINK if value.len() == 4 => link.lower = Some(u32_at(value, 0)),
+        libc::IFLA_LINK_NETNSID => link.lower_is_elsewhere = true,
         libc::IFLA_LINKINFO => attributes(value, |kind, value| {
             if kind == IFLA_INFO_KIND {
                 link.kind = Some(text(value));
