@@ -1,6 +1,6 @@
 //! natmig's packet logic, pure: no maps, no helpers, no clock. `main.rs` wires it to XDP.
 //!
-//! [`process`] is the whole of it: a frame and the router's tables (an [`Environment`]) in, an
+//! [`process()`] is the whole of it: a frame and the router's tables (an [`Environment`]) in, an
 //! [`Outcome`] out, the frame rewritten in place. The stages are `parse` (bytes to [`Packet`],
 //! once), `lookup` (entries and the versions of them that count), `plan` (what becomes of the
 //! addresses), `egress` (the next hop), `translate` (the rewriting).

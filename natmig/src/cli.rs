@@ -4,6 +4,7 @@ mod agent;
 mod client;
 mod controller;
 mod daemon;
+mod doctor;
 mod load;
 mod map;
 mod migrate;
@@ -34,6 +35,7 @@ enum Subcommand {
     Unload(unload::Args),
     Map(map::Args),
     Stats(stats::Args),
+    Doctor(doctor::Args),
     Topology(topology::Args),
     Vm(vm::Args),
     Migrate(migrate::Args),
@@ -50,6 +52,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
         Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Doctor(args) => doctor::run(args),
         Subcommand::Topology(args) => topology::run(args),
         Subcommand::Vm(args) => vm::run(args),
         Subcommand::Migrate(args) => migrate::run(&args),

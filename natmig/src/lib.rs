@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod coordinator;
+pub mod doctor;
 #[cfg(test)]
 mod model;
 pub mod names;

@@ -1,6 +1,6 @@
 //! What every router is told: a pure function of topology and bindings.
 //!
-//! [`table`] is a router's whole table for a state of the VMs. A [`Plan`] is a difference of two
+//! [`table()`] is a router's whole table for a state of the VMs. A [`Plan`] is a difference of two
 //! such tables, and the order in which the routers may commit it.
 
 mod allocate;

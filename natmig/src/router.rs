@@ -11,6 +11,7 @@ mod error;
 mod failpoint;
 mod grace;
 mod guard;
+pub(crate) mod inspect;
 mod instance;
 mod interfaces;
 mod kernel;

@@ -1,6 +1,7 @@
 //! `cargo xtask`: natmig's set-up, build, demo and tests, on a fresh Debian machine with rustup.
 
 mod command;
+mod kernel;
 mod object;
 mod packages;
 mod setup;

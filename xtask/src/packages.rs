@@ -85,8 +85,17 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     };
     // A package list may be older than the archive, or missing on a fresh machine.
     if install().is_err() {
-        check(apt().args(["update", "--quiet"]).stdout(std::io::stderr()))?;
+        update(&root)?;
         install()?;
     }
     Ok(())
+}
+
+/// Fetches the archives' current package lists.
+pub(crate) fn update(root: &Privileged) -> Result<()> {
+    check(
+        root.command("apt-get".as_ref(), &[])
+            .args(["update", "--quiet"])
+            .stdout(std::io::stderr()),
+    )
 }

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::{
     command::{Privileged, cargo, check, output, step},
-    object,
+    kernel, object,
     setup::{self, For},
 };
 
@@ -19,9 +19,21 @@ pub(crate) struct Arguments {
     /// Leaves format, lints and documentation out.
     #[arg(long)]
     no_lint: bool,
+    /// Runs only the packet fixtures, on Debian's kernel of this version, such as 6.1.
+    ///
+    /// The kernel is taken from the newest package `linux-image-VERSION…-cloud-amd64` of the
+    /// configured archives, unpacked below `target`, and booted in an emulator without network.
+    /// Prints what the verifier made of the program. Give the option again for another version.
+    #[arg(long, value_name = "VERSION", conflicts_with = "no_lint")]
+    kernel: Vec<kernel::Version>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if !arguments.kernel.is_empty() {
+        let object = object::build(&setup::prepare(For::Build)?)?;
+        kernel::test(&arguments.kernel, &object)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let root = Privileged::find()?;
     let toolchain = setup::prepare(For::Tests)?;
     let object = object::build(&toolchain)?;
@@ -49,6 +61,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         "--no-fail-fast",
     ]);
     check(as_root(&root, &mut tests, &variables))?;
+
+    step("what the verifier makes of the program");
+    let fixtures = object::build_binary(&object, kernel::FIXTURES)?;
+    check(root.command(&fixtures, &variables).arg("--json"))?;
 
     step("lab scenarios");
     let mut scenarios = cargo();

@@ -11,11 +11,23 @@ use crate::{
     router::{Router, StartOptions, Started},
 };
 
-/// Attaches natmig to this router's interfaces, without a controller.
+/// Attach natmig to this router's interfaces, without a controller.
 ///
 /// An instance that is loaded already keeps its bindings: its program is replaced without
 /// detaching it. Bindings come from `natmig map apply`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    natmig load --config router.toml --check   # only look for mistakes\n  \
+    natmig load --config router.toml\n\n\
+router.toml:\n  \
+    router = \"edge1\"\n  \
+    locator_pools = [\"10.1.1.128/25\", \"10.1.3.128/25\"]\n  \
+    [[interface]]\n  \
+    name = \"eth1\"\n  \
+    role = \"access\"              # or fabric, external: these need no more than a name\n  \
+    segment = \"rack1\"\n  \
+    prefix = \"10.1.1.0/24\"\n  \
+    gateway = \"10.1.1.1\"")]
 pub(crate) struct Args {
     /// The router's configuration file.
     #[arg(long, value_name = "FILE")]

@@ -22,8 +22,17 @@ use crate::{
     },
 };
 
-/// Reads and changes this router's tables.
+/// Read and change this router's tables.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    natmig map list                     # identity, locator, where the VM is, traffic\n  \
+    natmig map get 10.1.1.10            # one address, both versions\n  \
+    natmig map apply bindings.txt       # the whole file as one transaction\n  \
+    natmig map dump --json | jq .       # for programs\n\n\
+bindings.txt:\n  \
+    10.1.1.10 10.1.3.130 away home rack1 02:00:00:00:00:10   # at home here, now elsewhere\n  \
+    10.1.2.11 10.1.3.131 away                                # some other router's VM\n  \
+    10.1.3.20 10.1.1.130 here rack1 02:00:00:00:00:20        # visiting this router's rack1")]
 pub(crate) struct Args {
     /// The instance.
     #[arg(long, global = true, default_value = DEFAULT_INSTANCE)]
@@ -37,16 +46,16 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Lists the bindings.
+    /// List the bindings.
     List,
-    /// Shows every entry as it is, both versions.
+    /// Show every entry as it is, both versions.
     Dump,
-    /// Shows the entry of one address.
+    /// Show the entry of one address.
     Get {
         /// An identity or a locator.
         address: Ipv4Addr,
     },
-    /// Makes a file of bindings the whole table, as one transaction.
+    /// Make a file of bindings the whole table, as one transaction.
     ///
     /// One binding per line: IDENTITY LOCATOR away | away home SEGMENT MAC | here SEGMENT MAC.
     /// A file with an error anywhere changes nothing.

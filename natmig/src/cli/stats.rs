@@ -8,8 +8,11 @@ use crate::{
     router::reader::Reader,
 };
 
-/// Shows this router's counters: by interface and verdict, by binding, and the guard's.
+/// Show this router's counters: by interface and verdict, by binding, and the guard's.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    natmig stats                # what is not zero, by interface and verdict\n  \
+    natmig stats --bindings     # and the traffic of each bound address")]
 pub(crate) struct Args {
     /// The instance.
     #[arg(long, default_value = DEFAULT_INSTANCE)]

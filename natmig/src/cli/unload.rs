@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::{config::DEFAULT_INSTANCE, router};
 
-/// Detaches natmig from this router and removes its tables, port, guard and routes.
+/// Detach natmig from this router and remove its tables, port, guard and routes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The instance.

@@ -183,6 +183,11 @@ pub(super) struct ProgramInfo {
 }
 
 impl ProgramInfo {
+    /// Whether the kernel is known to have compiled the program. It may keep that to itself.
+    pub(super) fn is_compiled(&self) -> bool {
+        self.jited_length != 0
+    }
+
     /// The program's name as the kernel keeps it, cut at 15 characters.
     pub(super) fn name(&self) -> String {
         let bytes = self

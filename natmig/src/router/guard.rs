@@ -41,6 +41,9 @@ const FIELDS: [(&str, &str); 4] = [
     ),
 ];
 
+/// Families in which the guard has a table.
+const FAMILIES: [&str; 2] = ["ip", "netdev"];
+
 /// The guard's rules, as `nft -f` reads them.
 fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> String {
     let table = instance.guard_table();
@@ -111,6 +114,26 @@ pub(super) fn remove(instance: &Instance) -> Result<(), RouterError> {
         ),
     )
     .map(drop)
+}
+
+/// The families of [`FAMILIES`] in which the guard's table is not there.
+pub(super) fn missing(instance: &Instance) -> Result<Vec<&'static str>, RouterError> {
+    let text = nft(&["-j", "list", "tables"], "")?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| RouterError::Nft(error.to_string()))?;
+    let name = instance.guard_table();
+    let is_there = |family: &str| {
+        value["nftables"].as_array().is_some_and(|objects| {
+            objects
+                .iter()
+                .map(|object| &object["table"])
+                .any(|table| table["family"] == family && table["name"] == name.as_str())
+        })
+    };
+    Ok(FAMILIES
+        .into_iter()
+        .filter(|family| !is_there(family))
+        .collect())
 }
 
 /// Reads the guard's counters.

@@ -285,10 +285,13 @@ pub(super) fn remove_pins(instance: &Instance) -> Result<(), RouterError> {
 
 /// Id of the program that is pinned.
 pub(super) fn pinned_program(instance: &Instance) -> Option<u32> {
+    pinned_program_info(instance).map(|info| info.id)
+}
+
+/// What the kernel says of the program that is pinned.
+pub(super) fn pinned_program_info(instance: &Instance) -> Option<ProgramInfo> {
     let fd = bpf::open_pin(&instance.programs().join(names::PROGRAM), false).ok()?;
-    bpf::info::<ProgramInfo>(fd.as_fd())
-        .ok()
-        .map(|info| info.id)
+    bpf::info(fd.as_fd()).ok()
 }
 
 /// Room that the tables' sizes are computed for.

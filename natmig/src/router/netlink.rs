@@ -50,6 +50,8 @@ pub(super) struct Link {
     pub(super) kind: Option<String>,
     /// The interface that this one is on top of, in this namespace or another.
     pub(super) lower: Option<u32>,
+    /// Whether that one is in another network namespace, so that its index means nothing here.
+    pub(super) lower_is_elsewhere: bool,
     /// Id of the XDP program that runs on it.
     pub(super) xdp: Option<u32>,
     /// Whether that runs in generic mode.
@@ -581,6 +583,8 @@ impl From<LinkMessage> for Link {
                 link.mtu = mtu;
             } else if let LinkAttribute::Link(lower) = attribute {
                 link.lower = Some(lower);
+            } else if let LinkAttribute::LinkNetNsId(_) = attribute {
+                link.lower_is_elsewhere = true;
             } else if let LinkAttribute::LinkInfo(details) = attribute {
                 link.kind = details.into_iter().find_map(|detail| {
                     if let LinkInfo::Kind(kind) = detail {
