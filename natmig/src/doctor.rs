@@ -1,6 +1,6 @@
 //! What kernel, drivers, offloads and settings mean for natmig on this machine, and how to mend them.
 //!
-//! A thin gatherer ([`gather`]) reads the machine into [`Facts`]; [`examine`] turns them into
+//! A thin gatherer ([`gather()`]) reads the machine into [`Facts`]; [`examine`] turns them into
 //! [`Finding`]s and is pure, so that every check is tested without the machine it is about.
 
 mod drivers;
