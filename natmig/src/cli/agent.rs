@@ -20,6 +20,9 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     natmig agent --config /etc/natmig/router.toml --check\n  \
     natmig agent --config /etc/natmig/router.toml\n\n\
+The file is the one of `natmig load`, and says besides where the controller is:\n  \
+    [controller]\n  \
+    endpoints = [\"http://198.18.0.1:7400\"]\n\n\
     The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
 pub(crate) struct Args {
     /// The router's configuration

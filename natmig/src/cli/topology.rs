@@ -16,7 +16,19 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     natmig topology check fabric.toml\n  \
     natmig topology apply fabric.toml\n  \
-    natmig topology show")]
+    natmig topology show\n\n\
+fabric.toml:\n  \
+    drain = \"5s\"                    # optional: how long old locators are forwarded\n  \
+    quarantine = \"30s\"              # optional: how long they are not used again\n  \
+    [[router]]\n  \
+    name = \"edge1\"\n  \
+    tier = \"edge\"                   # edge, aggregation or core\n  \
+    [[segment]]\n  \
+    name = \"rack1\"\n  \
+    prefix = \"10.1.1.0/24\"\n  \
+    gateway = \"10.1.1.1\"\n  \
+    pool = \"10.1.1.128/25\"          # locators\n  \
+    routers = [\"edge1\"]             # one or two")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
