@@ -8,7 +8,8 @@ pub mod announce;
 pub mod bindings;
 mod bpf;
 mod error;
-mod failpoint;
+#[doc(hidden)]
+pub mod failpoint;
 mod grace;
 mod guard;
 pub(crate) mod inspect;

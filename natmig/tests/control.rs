@@ -386,9 +386,24 @@ async fn controller_of_a_lower_term_is_refused() {
     let (mut fabric, controller, mut client) = Fabric::ready().await;
     fabric.stop_agent("edge1").await;
     let future = u64::MAX / 2;
-    fabric.memory("edge1").lock().unwrap().term = future;
+    let commands = {
+        let memory = fabric.memory("edge1");
+        let mut memory = memory.lock().unwrap();
+        memory.term = future;
+        memory.reports = 0;
+        memory.log.len()
+    };
     fabric.start_agent("edge1");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // The agent reports anew only when the session before was refused and ended.
+    until("the controller to be refused twice", async || {
+        let reports = fabric.memory("edge1").lock().unwrap().reports;
+        if reports > 2 {
+            Ok(())
+        } else {
+            Err(format!("{reports} reports"))
+        }
+    })
+    .await;
     let routers = client
         .list_routers(v1::ListRoutersRequest {})
         .await
@@ -399,8 +414,13 @@ async fn controller_of_a_lower_term_is_refused() {
         .iter()
         .find(|router| router.name == "edge1")
         .unwrap();
-    assert!(!edge1.connected);
-    assert_eq!(fabric.memory("edge1").lock().unwrap().term, future);
+    assert!(!edge1.in_sync);
+    {
+        let memory = fabric.memory("edge1");
+        let memory = memory.lock().unwrap();
+        assert_eq!(memory.term, future);
+        assert_eq!(memory.log.len(), commands, "{:?}", memory.log);
+    }
     fabric.finish(controller).await;
 }
 

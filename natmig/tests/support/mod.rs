@@ -90,6 +90,8 @@ pub struct Memory {
     pub term: u64,
     /// Commands carried out, by kind.
     pub log: Vec<String>,
+    /// Reports made: one for each session with a controller.
+    pub reports: u32,
     /// While set, every command blocks.
     pub stuck: bool,
     /// Refuses to prepare.
@@ -216,7 +218,8 @@ impl Tables for MemoryTables {
     }
 
     fn digest(&self) -> u64 {
-        let memory = self.0.lock().unwrap();
+        let mut memory = self.0.lock().unwrap();
+        memory.reports += 1;
         digest(memory.table.iter().map(|(address, rule)| (*address, rule)))
     }
 
