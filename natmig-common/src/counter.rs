@@ -56,7 +56,7 @@ counters! {
     PassUnbound = 0 Passed "pass_unbound";
     /// The packet is for the router itself.
     PassLocal = 1 Passed "pass_local";
-    /// Neither IPv4 nor ARP.
+    /// Neither IPv4, IPv6 nor ARP.
     PassOtherProtocol = 2 Passed "pass_other_protocol";
     /// Multicast, broadcast or link-local.
     PassMulticast = 3 Passed "pass_multicast";
@@ -64,7 +64,7 @@ counters! {
     PassForeignMac = 4 Passed "pass_foreign_mac";
     /// Truncated, or its lengths contradict each other.
     PassMalformed = 5 Passed "pass_malformed";
-    /// The TTL expires here; the kernel answers.
+    /// The TTL (hop limit) expires here; the kernel answers.
     PassTtlExpired = 6 Passed "pass_ttl_expired";
     /// The next hop's MAC address is not resolved; the kernel resolves it.
     PassNoNeighbor = 7 Passed "pass_no_neighbor";
@@ -106,11 +106,29 @@ counters! {
     MovedOn = 25 Step "moved_on";
     /// Step: the packet was delivered to a VM on this router.
     Delivered = 26 Step "delivered";
+    /// Traffic that no binding touches, forwarded because `forward = "all"`.
+    Forwarded = 27 Sent "forwarded";
+    /// A neighbour solicitation (IPv6) was answered.
+    NeighborAnswered = 28 Sent "neighbor_answered";
+    /// A neighbour discovery message that natmig does not answer.
+    PassNeighbor = 29 Passed "pass_neighbor";
+    /// An IPv6 extension header after which nothing can be translated safely.
+    PassExtension = 30 Passed "pass_extension";
+    /// A tag that is none of the VLANs on the interface.
+    PassUnknownVlan = 31 Passed "pass_unknown_vlan";
+    /// Step: an IPv6 packet whose payload is not understood was translated by its addresses alone.
+    AddressesOnly = 32 Step "addresses_only";
+    /// Step: the kernel's routing table was asked for the next hop.
+    FibAsked = 33 Step "fib_asked";
+    /// Step: a trace event was lost because the ring buffer was full.
+    TraceLost = 34 Step "trace_lost";
+    /// Step: traffic by binding could not be added to the totals, and is not in any count.
+    BindingTrafficLost = 35 Step "binding_traffic_lost";
 }
 
 impl Counter {
     /// Elements of the `COUNTERS` map per interface; at least the number of counters.
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 64;
 
     /// The counter's number.
     #[inline]

@@ -1,12 +1,11 @@
 //! Entries: what the router does with packets from and to one bound address.
 
-use crate::Reference;
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Family, Ipv4, Ipv6, Reference};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
-
-/// `Entry::family` of an IPv4 address.
-pub const FAMILY_IPV4: u8 = 4;
 
 /// The router is a home edge of the identity: it anchors, and answers ARP for it.
 pub const FLAG_HOME_EDGE: u8 = 1;
@@ -48,49 +47,50 @@ impl Action {
     }
 }
 
-/// One state of an entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+/// One state of an entry of the family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Version {
+pub struct Version<F: Family> {
     /// [`Action`].
     pub action: u8,
     /// `FLAG_*` bits.
     pub flags: u8,
     /// The VM's MAC address, where the action needs it.
     pub mac: Mac,
-    /// The other address of the binding, network order.
-    pub counterpart: [u8; 4],
-    /// Where packets to a locator go on to, network order; see [`Action::Forward`].
-    pub forward: [u8; 4],
     /// The VM's access interface, where the action needs it.
     pub ifindex: u32,
     /// Unused, zero.
     pub _reserved: u32,
+    /// The other address of the binding, network order.
+    pub counterpart: F::Octets,
+    /// Where packets to a locator go on to, network order; see [`Action::Forward`].
+    pub forward: F::Octets,
 }
 
-/// One cache line of the `ENTRIES` map.
+/// Element of the `ENTRIES_*` map of the family: one cache line for IPv4, two for IPv6, of which
+/// the first has all that a settled entry needs but for [`Version::forward`].
 ///
 /// `reference` names the transaction that the pending version belongs to, 0 if nothing is pending.
 /// The pending version counts from the moment when that transaction is committed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
-pub struct Entry {
+pub struct Entry<F: Family> {
     /// The address itself, network order. The program compares it with the packet's, because an
     /// index element may be freed and reused while a CPU reads it.
-    pub address: [u8; 4],
-    /// [`FAMILY_IPV4`], or 0 in an entry that is free.
+    pub address: F::Octets,
+    /// [`Family::NUMBER`], or 0 in an entry that is free.
     pub family: u8,
     /// Unused, zero.
-    pub _pad: [u8; 3],
+    pub _pad: F::Padding,
     /// [`Reference`] to the transaction of the pending version.
     pub reference: u64,
     /// The version that counts when nothing is pending, or the pending one is not committed.
-    pub current: Version,
+    pub current: Version<F>,
     /// The version that counts once its transaction is committed.
-    pub pending: Version,
+    pub pending: Version<F>,
 }
 
-impl Entry {
+impl<F: Family> Entry<F> {
     /// The transaction of the pending version, if there is one.
     #[inline]
     pub const fn reference(&self) -> Option<Reference> {
@@ -98,10 +98,69 @@ impl Entry {
     }
 }
 
-/// Traffic of one bound address: an element of the per-CPU `BINDING_COUNTERS` map.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
+// SAFETY: all fields are, of either family; the sizes asserted below leave no room for padding.
+unsafe impl<F: Family> Zeroable for Version<F> {}
+// SAFETY: as above, and any bytes are a value.
+unsafe impl<F: Family> Pod for Version<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Zeroable for Entry<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Pod for Entry<F> {}
+
+/// Traffic of one bound address: an element of the `BINDING_COUNTERS_*` map of the family, where
+/// bank `b` of entry `e` is element `b * capacity of ENTRIES + e`. A CPU adds to bank
+/// `cpu % banks`, atomically.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(16))]
 pub struct BindingTraffic {
+    /// [`PackedTraffic`] to the address.
+    pub to: u64,
+    /// [`PackedTraffic`] from the address.
+    pub from: u64,
+}
+
+/// Packets and bytes in one word, so that one addition counts both. The highest bit of each half is
+/// a guard: who sees one set takes the word (exchanging it for 0) and adds it to the entry's element
+/// of `BINDING_TOTALS`, long before either half overflows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedTraffic(pub u64);
+
+impl PackedTraffic {
+    /// Bits of the bytes, guard included; the packets have the rest.
+    const BYTE_BITS: u32 = 38;
+    /// The guards: 2^37 bytes (137 GB) and 2^25 packets.
+    const GUARDS: u64 = 1 << 63 | 1 << (Self::BYTE_BITS - 1);
+
+    /// One packet of this many bytes.
+    #[inline]
+    pub const fn packet(bytes: u32) -> Self {
+        Self(1 << Self::BYTE_BITS | bytes as u64)
+    }
+
+    /// Whether the word is to be taken.
+    #[inline]
+    pub const fn is_full(self) -> bool {
+        self.0 & Self::GUARDS != 0
+    }
+
+    /// The packets.
+    #[inline]
+    pub const fn packets(self) -> u64 {
+        self.0 >> Self::BYTE_BITS
+    }
+
+    /// Their bytes, link-layer headers included.
+    #[inline]
+    pub const fn bytes(self) -> u64 {
+        self.0 & ((1 << Self::BYTE_BITS) - 1)
+    }
+}
+
+/// Element of the `BINDING_TOTALS` hash, key [`BindingKey`]: what was taken out of the entry's
+/// [`BindingTraffic`]. Only busy addresses have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BindingTotal {
     /// Packets whose destination was the entry's address.
     pub packets_to: u64,
     /// Their bytes, link-layer headers included.
@@ -112,11 +171,29 @@ pub struct BindingTraffic {
     pub bytes_from: u64,
 }
 
+/// Key of the `BINDING_TOTALS` hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BindingKey {
+    /// Index of the entry.
+    pub entry: u32,
+    /// [`Family::NUMBER`].
+    pub family: u32,
+}
+
 const _: () = {
-    assert!(size_of::<Version>() == 24);
-    assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);
-    assert!(core::mem::offset_of!(Entry, reference) == 8);
-    assert!(core::mem::offset_of!(Entry, current) == 16);
-    assert!(core::mem::offset_of!(Entry, pending) == 40);
-    assert!(size_of::<BindingTraffic>() == 32);
+    assert!(size_of::<Version<Ipv4>>() == 24);
+    assert!(size_of::<Version<Ipv6>>() == 48);
+    assert!(size_of::<Entry<Ipv4>>() == 64 && align_of::<Entry<Ipv4>>() == 64);
+    assert!(size_of::<Entry<Ipv6>>() == 128 && align_of::<Entry<Ipv6>>() == 64);
+    assert!(core::mem::offset_of!(Entry<Ipv4>, reference) == 8);
+    assert!(core::mem::offset_of!(Entry<Ipv4>, current) == 16);
+    assert!(core::mem::offset_of!(Entry<Ipv4>, pending) == 40);
+    assert!(core::mem::offset_of!(Entry<Ipv6>, reference) == 24);
+    assert!(core::mem::offset_of!(Entry<Ipv6>, current) == 32);
+    assert!(core::mem::offset_of!(Entry<Ipv6>, pending) == 80);
+    // The first line has the settled version but for its `forward`.
+    assert!(32 + core::mem::offset_of!(Version<Ipv6>, forward) == 64);
+    assert!(size_of::<BindingTraffic>() == 16);
+    assert!(size_of::<BindingTotal>() == 32);
 };

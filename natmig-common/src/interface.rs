@@ -50,14 +50,19 @@ pub const FLAG_KEEP_SOURCE: u8 = 2;
 /// program looks at.
 pub const FLAG_PROMISCUOUS: u8 = 4;
 
+/// VLANs lie on the interface: a tag tells which, see [`VlanKey`]. A frame with a tag that is none of
+/// them passes untouched.
+pub const FLAG_TRUNK: u8 = 8;
+
 /// `Interface::slot` of the packets on interfaces that are not in the table; no interface has it.
 pub const UNKNOWN_SLOT: u16 = 0;
 
-/// Element of the `INTERFACES` map; all zero where natmig has no interface of that ifindex.
+/// Element of the `INTERFACES` map, a cache line; all zero where natmig has no interface of that
+/// ifindex.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Interface {
-    /// [`Role`], or 0.
+    /// [`Role`], or 0. A device that only carries VLANs has 0 and [`FLAG_TRUNK`].
     pub role: u8,
     /// `FLAG_*` bits.
     pub flags: u8,
@@ -74,8 +79,18 @@ pub struct Interface {
     pub prefix: [u8; 4],
     /// Netmask of `prefix`, network order; 0 where there is no segment.
     pub netmask: [u8; 4],
+    /// The device that frames to this interface are redirected to, if it is a VLAN; else 0.
+    pub parent: u32,
+    /// VLAN identifier (802.1Q), if it is a VLAN; else 0.
+    pub vlan: u16,
+    /// Length of `prefix_ipv6`; 0 where there is no IPv6 segment.
+    pub prefix_length_ipv6: u8,
     /// Unused, zero.
-    pub _reserved: [u8; 8],
+    pub _pad: u8,
+    /// Source address of `ICMPv6` errors that the program sends here; unspecified if it must not.
+    pub address_ipv6: [u8; 16],
+    /// IPv6 prefix of the access interface's segment, network order.
+    pub prefix_ipv6: [u8; 16],
 }
 
 impl Interface {
@@ -101,17 +116,17 @@ impl Interface {
     }
 }
 
-/// Key of the `POOLS_IPV4` trie (`struct bpf_lpm_trie_key_u8`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+/// Key of the `VLANS` hash, whose value is the ifindex under which `INTERFACES` has the VLAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct PoolKey {
-    /// Length of the prefix in bits, host order.
-    pub prefix_length: u32,
-    /// The pool's first address, network order.
-    pub address: [u8; 4],
+pub struct VlanKey {
+    /// The device on which the frame came in.
+    pub parent: u32,
+    /// VLAN identifier of its outer tag, host order.
+    pub vlan: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Interface>() == 32);
-    assert!(size_of::<PoolKey>() == 8);
+    assert!(size_of::<Interface>() == 64);
+    assert!(size_of::<VlanKey>() == 8);
 };

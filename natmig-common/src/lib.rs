@@ -10,20 +10,34 @@
 mod activity;
 mod counter;
 mod entry;
+mod family;
+mod hop;
 mod interface;
 pub mod names;
+mod prefix;
 mod transaction;
 
 pub use activity::Activity;
 pub use counter::{Counter, CounterClass, Traffic};
-pub use entry::{Action, BindingTraffic, Entry, FAMILY_IPV4, FLAG_HOME_EDGE, Mac, Version};
+pub use entry::{
+    Action, BindingKey, BindingTotal, BindingTraffic, Entry, FLAG_HOME_EDGE, Mac, PackedTraffic,
+    Version,
+};
+pub use family::{Family, Ipv4, Ipv6};
+pub use hop::{Heartbeat, NEXT_HOP_COUNT, NextHop, ROUTE_COUNT, Route};
 pub use interface::{
-    FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, Interface, PoolKey, Role, UNKNOWN_SLOT,
+    FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, FLAG_TRUNK, Interface, Role,
+    UNKNOWN_SLOT, VlanKey,
+};
+pub use prefix::{
+    BLOCK_BUCKETS, BLOCK_LENGTH, BUCKET_OVERFLOWED, BlockBucket, BlockIpv6, CHUNK_COUNT,
+    CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH, PoolMask,
+    PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
 };
 pub use transaction::{Reference, SLOT_COUNT, Slot, SlotState};
 
 /// Version of every layout in this crate; it is stored in the pinned [`names::META`] map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First word of the pinned [`names::META`] map, so that a foreign map is never taken for ours.
 pub const META_MAGIC: u32 = 0x6e61_746d;
@@ -38,7 +52,7 @@ pub struct Meta {
     pub abi_version: u32,
     /// Highest leadership term of a controller that this router has seen.
     pub term: u64,
-    /// Number of elements of the `ENTRIES` map.
+    /// Number of elements of the `ENTRIES_IPV4` map.
     pub entry_capacity: u32,
     /// Number of interfaces for which the `COUNTERS` map has room.
     pub interface_capacity: u32,
@@ -46,8 +60,12 @@ pub struct Meta {
     pub gateway_mac: Mac,
     /// Unused, zero.
     pub _pad: [u8; 2],
+    /// Number of elements of the `ENTRIES_IPV6` map.
+    pub entry_capacity_ipv6: u32,
+    /// Banks of `BINDING_COUNTERS_*`, a power of two; 0 if traffic is not counted by binding.
+    pub binding_banks: u32,
     /// Unused, zero.
-    pub _reserved: [u64; 4],
+    pub _reserved: [u64; 3],
 }
 
 const _: () = assert!(size_of::<Meta>() == 64);

@@ -1,0 +1,43 @@
+//! The two address families, as types: everything that differs between IPv4 and IPv6 in a layout.
+
+use bytemuck::Pod;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Ipv4 {}
+    impl Sealed for super::Ipv6 {}
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv4 {}
+
+/// IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6 {}
+
+/// An address family. There are two, [`Ipv4`] and [`Ipv6`].
+pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + PartialEq + Eq + 'static {
+    /// An address in network order.
+    type Octets: Pod + Default + core::fmt::Debug + PartialEq + Eq;
+    /// What fills an [`crate::Entry`] up to a multiple of 8 bytes behind its address.
+    type Padding: Pod + Default + core::fmt::Debug + PartialEq + Eq;
+    /// `Entry::family` of an entry in use.
+    const NUMBER: u8;
+    /// The unspecified address, which stands for "none".
+    const UNSPECIFIED: Self::Octets;
+}
+
+impl Family for Ipv4 {
+    type Octets = [u8; 4];
+    type Padding = [u8; 3];
+    const NUMBER: u8 = 4;
+    const UNSPECIFIED: [u8; 4] = [0; 4];
+}
+
+impl Family for Ipv6 {
+    type Octets = [u8; 16];
+    type Padding = [u8; 7];
+    const NUMBER: u8 = 6;
+    const UNSPECIFIED: [u8; 16] = [0; 16];
+}
