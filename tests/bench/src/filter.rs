@@ -30,7 +30,8 @@ pub fn fill(site: &Site, router: Router) -> Result<Option<Duration>> {
         | Router::Program(_)
         | Router::Classifier(_)
         | Router::Kernel
-        | Router::Natmig(_) => return Ok(None),
+        | Router::Natmig(_)
+        | Router::Core(_) => return Ok(None),
     };
     let mut text = format!(
         "table ip bench {{\nmap locators {{ type ipv4_addr : ipv4_addr; size {bindings}; elements = {{"

@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod bench;
+pub mod core;
 pub mod filter;
 pub mod instance;
 pub mod live;

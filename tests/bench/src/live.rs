@@ -20,6 +20,7 @@ use nix::{
 };
 
 use crate::{
+    core::Core,
     instance::Instance,
     plan::{LanePlan, Router, SitePlan},
     programs::{Programs, hurry, pin},
@@ -36,6 +37,8 @@ pub struct Place {
     pub site: Site,
     /// natmig, where it is the router.
     pub instance: Option<Instance>,
+    /// natmig's program, where it is the router alone.
+    pub core: Option<Core>,
 }
 
 /// What the generators of a lane send.
@@ -277,13 +280,14 @@ pub fn build(run: &Run, programs: &mut Programs, lane: u32, plan: SitePlan) -> R
             Router::Kernel | Router::Stateless(_) | Router::Tracked(_) => {
                 site::poll_without_program(router)?;
             }
-            Router::None | Router::Natmig(_) => {}
+            Router::None | Router::Natmig(_) | Router::Core(_) => {}
         }
     }
     Ok(Place {
         plan,
         site,
         instance: None,
+        core: None,
     })
 }
 
@@ -294,6 +298,8 @@ pub struct Binaries {
     pub natmig: PathBuf,
     /// The object of the benchmarks' own programs.
     pub object: PathBuf,
+    /// natmig's object.
+    pub core: PathBuf,
 }
 
 impl Binaries {
@@ -307,8 +313,9 @@ impl Binaries {
         let found = Self {
             natmig: path("NATMIG_BIN")?,
             object: path("NATMIG_BENCH_OBJECT")?,
+            core: path("NATMIG_EBPF_OBJECT")?,
         };
-        for file in [&found.natmig, &found.object] {
+        for file in [&found.natmig, &found.object, &found.core] {
             let exists = Path::is_file(file);
             ensure!(exists, "{} does not exist", file.display());
         }
@@ -330,6 +337,11 @@ pub fn fill(
         check_interrupted()?;
         if let Some(time) = filter::fill(&place.site, place.plan.router)? {
             crate::bench::say(&format!("{}: {:.1} s", place.plan.key, time.as_secs_f64()));
+        }
+        if let Router::Core(settings) = place.plan.router {
+            let mut core = Core::load(&binaries.core, &place.site, settings)?;
+            place.site.router()?.enter(|| core.attach())?;
+            place.core = Some(core);
         }
         let Router::Natmig(tables) = place.plan.router else {
             continue;
