@@ -204,6 +204,16 @@ pub(crate) fn step_call(context: XdpContext) -> u32 {
     FAILED
 }
 
+/// As `step_call`, for IPv6.
+#[xdp(frags)]
+pub(crate) fn step_call_ipv6(context: XdpContext) -> u32 {
+    if ipv6(&context).is_some() {
+        // SAFETY: nothing is to be dropped.
+        unsafe { maps::PROGRAMS.tail_call(&context, EMPTY) };
+    }
+    FAILED
+}
+
 /// Calling the program that is timed.
 #[xdp(frags)]
 pub(crate) fn step_subject_ipv4(context: XdpContext) -> u32 {

@@ -2,45 +2,70 @@
 
 use std::{
     collections::BTreeMap,
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use natmig_lab::run::{Run, catch_interrupts};
 
 use crate::{
     live::{self, Binaries, Place},
     machine::{self, Machine},
+    micro,
     plan::{self, Extent, LanePlan},
+    plot,
     programs::{Programs, hurry},
+    report::Results,
     statistics::Samples,
 };
 
-/// Options of the benchmarks.
+/// Measures natmig: nanoseconds per step, packets per second beside other routers, changing tables.
+///
+/// Everything happens in network namespaces of its own; nothing is sent anywhere else. What comes out
+/// of a router is verified before it is timed: addresses, checksums, TTL and MAC addresses of
+/// thousands of frames.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "natmig-bench", bin_name = "cargo xtask bench")]
+#[command(after_help = "Examples:\n  \
+    cargo xtask bench --quick              # what the project's goals speak of, in about a minute\n  \
+    cargo xtask bench --json | tail -1     # everything; the last line is for programs\n  \
+    cargo xtask bench --lanes bare,natmig4 --rounds 21\n  \
+    cargo xtask bench --only steps         # nanoseconds per step alone\n\n\
+The tables are also in target/bench, with a picture and all medians as JSON.")]
 pub struct Arguments {
-    /// Measures what the project's goals speak of, in about a minute.
+    /// Measure what the project's goals speak of, in about a minute.
     #[arg(long, conflicts_with = "smoke")]
     pub quick: bool,
-    /// Only checks that everything builds, forwards what it must, and prints.
+    /// Only check that everything builds, forwards what it must, and prints.
     #[arg(long)]
     pub smoke: bool,
-    /// Ends with one line of JSON: the medians of the ratios that the project's goals speak of.
+    /// End with one line of JSON: the medians of what the project's goals speak of.
     #[arg(long)]
     pub json: bool,
-    /// Measures only lanes whose keys contain one of these words.
+    /// Measure only this.
+    #[arg(long, value_name = "PART")]
+    pub only: Option<Part>,
+    /// Measure packets per second only of lanes whose keys contain one of these words.
     #[arg(long, value_delimiter = ',', value_name = "WORD,…")]
     pub lanes: Vec<String>,
-    /// Rounds in which all lanes are measured in turn.
-    #[arg(long)]
+    /// Rounds in which everything is measured in turn.
+    #[arg(long, value_name = "NUMBER")]
     pub rounds: Option<usize>,
-    /// Where the report and the plot go.
+    /// Where tables, picture and medians go.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     pub report: PathBuf,
+}
+
+/// A part of the benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Nanoseconds per step.
+    Steps,
+    /// Packets per second.
+    Rates,
 }
 
 impl Arguments {
@@ -53,6 +78,19 @@ impl Arguments {
             Extent::Full
         }
     }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+
+    fn wants_lane(&self, lane: &LanePlan) -> bool {
+        self.wants(Part::Rates)
+            && (self.lanes.is_empty()
+                || self
+                    .lanes
+                    .iter()
+                    .any(|word| lane.key.contains(word.as_str())))
+    }
 }
 
 /// How long things are measured.
@@ -60,24 +98,30 @@ impl Arguments {
 pub struct Pace {
     /// Rounds.
     pub rounds: usize,
-    /// Time before a sample.
+    /// Time of a lane before its sample.
     pub warm: Duration,
-    /// Time of a sample.
+    /// Time of a lane's sample.
     pub time: Duration,
+    /// Rounds of steps.
+    pub step_rounds: usize,
+    /// Time of a step's sample.
+    pub step_time: Duration,
 }
 
 impl Pace {
     /// What an extent has time for.
-    pub fn of(extent: Extent) -> Self {
-        let (rounds, warm, time) = match extent {
-            Extent::Smoke => (1, 20, 30),
-            Extent::Quick => (7, 120, 200),
-            Extent::Full => (9, 150, 250),
+    fn of(extent: Extent) -> Self {
+        let (rounds, warm, time, step_rounds, step_time) = match extent {
+            Extent::Smoke => (1, 20, 30, 1, 2),
+            Extent::Quick => (7, 120, 200, 5, 10),
+            Extent::Full => (9, 150, 250, 9, 20),
         };
         Self {
             rounds,
             warm: Duration::from_millis(warm),
             time: Duration::from_millis(time),
+            step_rounds,
+            step_time: Duration::from_millis(step_time),
         }
     }
 }
@@ -87,88 +131,147 @@ pub type Rates = BTreeMap<&'static str, Samples>;
 
 /// Runs everything that the arguments ask for.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let start = Instant::now();
     let binaries = Binaries::find()?;
     let extent = arguments.extent();
-    let cpus = machine::online();
-    let machine = Machine::here();
+    let mut pace = Pace::of(extent);
+    if let Some(rounds) = arguments.rounds {
+        pace.rounds = rounds;
+        pace.step_rounds = rounds;
+    }
+    let cpus: Vec<usize> = (0..machine::online()).collect();
     catch_interrupts()?;
     live::catch_wakeups()?;
     let run = Run::claim()?;
     let mut programs = Programs::load(&binaries.object)?;
-    let wanted = |lane: &LanePlan| {
-        arguments.lanes.is_empty()
-            || arguments
-                .lanes
-                .iter()
-                .any(|word| lane.key.contains(word.as_str()))
-    };
-    let mut lanes = plan::lanes(extent);
-    lanes.retain(wanted);
-    let mut sites = plan::sites(extent);
-    sites.retain(|site| lanes.iter().any(|lane| lane.site == site.key));
-    say("building routers");
-    let mut places = Vec::new();
-    for (number, site) in (0..).zip(sites) {
-        places.push(live::build(&run, &mut programs, number, site)?);
-    }
-    live::fill(&run, &binaries, &mut programs, &mut places)?;
 
-    let place = |places: &[Place], key: &str| {
-        places
-            .iter()
-            .position(|place| place.plan.key == key)
-            .with_context(|| format!("no site {key}"))
+    let mut lanes = plan::lanes(extent);
+    lanes.retain(|lane| arguments.wants_lane(lane));
+    let mut results = Results {
+        machine: Some(Machine::here()),
+        ..Results::default()
     };
-    say("looking at what comes out of them");
-    for lane in &lanes {
-        let at = place(&places, lane.site)?;
-        let verified = live::verify(&mut programs, &places[at], lane)?;
-        say(&format!(
-            "{}: {} frames as they must be",
-            lane.key, verified.frames
-        ));
-    }
-    let mut pace = Pace::of(extent);
-    pace.rounds = arguments.rounds.unwrap_or(pace.rounds);
-    let mut rates = Rates::new();
-    let bar = progress("packets per second", pace.rounds * lanes.len());
-    hurry(2);
-    for round in 0..pace.rounds {
-        for at in shuffled(lanes.len(), round) {
-            let lane = &lanes[at];
-            bar.set_message(lane.label);
-            let place = &places[place(&places, lane.site)?];
-            let rate = live::rate(
-                &mut programs,
-                place,
-                &lane.traffic,
-                &[0],
-                pace.warm,
-                pace.time,
-            )?;
-            rates.entry(lane.key).or_default().add(round, rate);
-            bar.inc(1);
+    let mut places = Vec::new();
+    for (number, site) in (0..).zip(plan::sites(extent)) {
+        let steps = arguments.wants(Part::Steps) && site.key == "core";
+        if steps || lanes.iter().any(|lane| lane.site == site.key) {
+            places.push(live::build(&run, &mut programs, number, site)?);
         }
     }
-    bar.finish_and_clear();
-    let bare = rates.get("bare").cloned().unwrap_or_default();
-    for lane in &lanes {
-        let Some(samples) = rates.get(lane.key) else {
-            continue;
-        };
-        let rate = samples.middle().context("no samples")?;
-        let ratio = samples.per(&bare).middle();
-        println!(
-            "{:55} {:7.3} [{:.3}-{:.3}]  {:.3}",
-            lane.label,
-            rate.median,
-            rate.low,
-            rate.high,
-            ratio.map_or(0.0, |r| r.median)
-        );
+    live::fill(
+        &run,
+        &binaries,
+        &mut programs,
+        &mut places,
+        &mut results.changes,
+    )?;
+    if arguments.wants(Part::Steps)
+        && let Some(place) = places.iter().find(|place| place.plan.key == "core")
+    {
+        results.steps = micro::run(
+            &mut programs,
+            &binaries.core,
+            &place.site,
+            extent,
+            pace.step_rounds,
+            pace.step_time,
+        )?;
     }
-    let _ = (machine, cpus);
+    verify(&mut programs, &places, &lanes)?;
+    results.one = measure(&mut programs, &mut places, &lanes, &cpus[..1], &pace)?;
+    if cpus.len() > 1 && extent == Extent::Full {
+        let mut several = lanes.clone();
+        several.retain(|lane| lane.all_cpus);
+        results.all = measure(&mut programs, &mut places, &several, &cpus, &pace)?;
+    }
+    results.lanes = lanes;
+
+    results.write(&arguments.report)?;
+    plot::rates(
+        &arguments.report.join("rates.svg"),
+        &results.lanes,
+        &results.one,
+    )?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(results.text().as_bytes())?;
+    say(&format!(
+        "{:.0} s; tables, picture and medians are in {}",
+        start.elapsed().as_secs_f64(),
+        arguments.report.display()
+    ));
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&results.summary())?)?;
+    }
     Ok(())
+}
+
+fn find<'a>(places: &'a [Place], lane: &LanePlan) -> Result<&'a Place> {
+    places
+        .iter()
+        .find(|place| place.plan.key == lane.site)
+        .with_context(|| format!("lane {} has no site", lane.key))
+}
+
+/// Looks at what comes out of all lanes.
+fn verify(programs: &mut Programs, places: &[Place], lanes: &[LanePlan]) -> Result<()> {
+    let bar = progress("verifying", lanes.len());
+    let mut frames = 0;
+    for lane in lanes {
+        bar.set_message(lane.label);
+        frames += live::verify(programs, find(places, lane)?, lane)?.frames;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if !lanes.is_empty() {
+        say(&format!(
+            "{frames} frames of {} lanes are as they must be",
+            lanes.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Measures all lanes in turn, in rounds.
+fn measure(
+    programs: &mut Programs,
+    places: &mut [Place],
+    lanes: &[LanePlan],
+    cpus: &[usize],
+    pace: &Pace,
+) -> Result<Rates> {
+    let mut rates = Rates::new();
+    let bar = progress("packets per second", pace.rounds * lanes.len());
+    let threads = std::thread::scope(|scope| {
+        // On a thread of its own, whose priority ends with it.
+        scope
+            .spawn(|| -> Result<()> {
+                hurry(2);
+                for round in 0..pace.rounds {
+                    for at in shuffled(lanes.len(), round) {
+                        let lane = &lanes[at];
+                        bar.set_message(lane.label);
+                        let place = find(places, lane)?;
+                        let rate =
+                            live::rate(programs, place, &lane.traffic, cpus, pace.warm, pace.time)?;
+                        ensure!(rate > 0.0, "{}: nothing arrives", lane.label);
+                        rates.entry(lane.key).or_default().add(round, rate);
+                        bar.inc(1);
+                    }
+                    for place in places.iter_mut() {
+                        if let Some(instance) = &mut place.instance {
+                            instance.check()?;
+                        }
+                    }
+                }
+                Ok(())
+            })
+            .join()
+    });
+    bar.finish_and_clear();
+    match threads {
+        Ok(result) => result.map(|()| rates),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
 }
 
 /// Says what happens, on standard error.
@@ -178,12 +281,12 @@ pub fn say(text: &str) {
 
 /// A bar that shows how far a long step has come.
 pub fn progress(what: &'static str, steps: usize) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !std::io::stderr().is_terminal() && steps != 0 {
         say(what);
     }
     let bar = ProgressBar::new(steps as u64);
     if let Ok(style) =
-        ProgressStyle::with_template("{prefix:20} {wide_bar} {percent:>3} % {msg:40}")
+        ProgressStyle::with_template("{prefix:20} {wide_bar} {percent:>3} % {msg:45}")
     {
         bar.set_style(style);
     }
@@ -191,7 +294,7 @@ pub fn progress(what: &'static str, steps: usize) -> ProgressBar {
 }
 
 /// The numbers below `count` in an order that differs from round to round.
-fn shuffled(count: usize, round: usize) -> Vec<usize> {
+pub fn shuffled(count: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     let mut state = round as u64 * 2 + 1;
     for last in (1..count).rev() {
@@ -201,9 +304,4 @@ fn shuffled(count: usize, round: usize) -> Vec<usize> {
         order.swap(last, (state >> 33) as usize % (last + 1));
     }
     order
-}
-
-/// Seconds since `start`, for people.
-pub fn seconds(start: Instant) -> String {
-    format!("{:.1} s", start.elapsed().as_secs_f64())
 }

@@ -92,22 +92,15 @@ impl Instance {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Adds the bindings of a file to the table, as one transaction.
-    pub fn apply(&self, site: &Site, bindings: &Path) -> Result<Applied> {
-        let start = Instant::now();
+    /// Applies a file of bindings as one transaction; with `merge`, those of the table stay.
+    pub fn apply(&self, site: &Site, bindings: &Path, merge: bool) -> Result<Applied> {
         let path = bindings.display().to_string();
-        let said = self.natmig(
-            site,
-            &[
-                "map",
-                "apply",
-                "--merge",
-                "--json",
-                "--instance",
-                &self.name,
-                &path,
-            ],
-        )?;
+        let mut arguments = vec!["map", "apply", "--json", "--instance", &self.name, &path];
+        if merge {
+            arguments.push("--merge");
+        }
+        let start = Instant::now();
+        let said = self.natmig(site, &arguments)?;
         let mut applied: Applied = serde_json::from_str(&said)
             .with_context(|| format!("`natmig map apply --json` said: {said}"))?;
         applied.whole_seconds = start.elapsed().as_secs_f64();

@@ -17,13 +17,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod bench;
+pub mod change;
 pub mod core;
 pub mod filter;
 pub mod instance;
 pub mod live;
 pub mod machine;
+pub mod micro;
 pub mod plan;
+pub mod plot;
 pub mod programs;
+pub mod report;
 pub mod site;
 pub mod statistics;
 pub mod traffic;

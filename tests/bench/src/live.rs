@@ -20,8 +20,11 @@ use nix::{
 };
 
 use crate::{
+    bench::progress,
+    change::Changes,
     core::Core,
-    instance::Instance,
+    filter,
+    instance::{self, Instance},
     plan::{LanePlan, Router, SitePlan},
     programs::{Programs, hurry, pin},
     site::{self, Site},
@@ -329,38 +332,44 @@ pub fn fill(
     binaries: &Binaries,
     programs: &mut Programs,
     places: &mut [Place],
+    changes: &mut Changes,
 ) -> Result<()> {
-    use crate::{filter, instance};
     programs.fill(Family::Ipv4)?;
     programs.fill(Family::Ipv6)?;
+    let bar = progress("filling tables", places.len());
     for place in places {
         check_interrupted()?;
-        if let Some(time) = filter::fill(&place.site, place.plan.router)? {
-            crate::bench::say(&format!("{}: {:.1} s", place.plan.key, time.as_secs_f64()));
-        }
-        if let Router::Core(settings) = place.plan.router {
-            let mut core = Core::load(&binaries.core, &place.site, settings)?;
-            place.site.router()?.enter(|| core.attach())?;
-            place.core = Some(core);
-        }
-        let Router::Natmig(tables) = place.plan.router else {
-            continue;
-        };
-        let mut natmig =
-            Instance::load(run, &binaries.natmig, &place.site, place.plan.key, &tables)?;
-        for family in [Family::Ipv4, Family::Ipv6] {
-            let path = site::file(run, &instance::bindings_name(family, &tables));
-            if !path.exists() {
-                instance::write_bindings(&path, family, &tables)?;
+        bar.set_message(place.plan.key);
+        match place.plan.router {
+            Router::Stateless(elements) | Router::Tracked(elements) => {
+                let time = filter::fill(&place.site, place.plan.router)?;
+                changes.nft.push((elements, time.as_secs_f64()));
             }
-            let applied = natmig.apply(&place.site, &path)?;
-            crate::bench::say(&format!(
-                "{} {family:?}: {:.2} s",
-                place.plan.key, applied.whole_seconds
-            ));
+            Router::Core(settings) => {
+                let mut core = Core::load(&binaries.core, &place.site, settings)?;
+                place.site.router()?.enter(|| core.attach())?;
+                place.core = Some(core);
+            }
+            Router::Natmig(tables) => {
+                let key = place.plan.key;
+                let mut natmig = Instance::load(run, &binaries.natmig, &place.site, key, &tables)?;
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    let path = site::file(run, &instance::bindings_name(family, &tables));
+                    if !path.exists() {
+                        instance::write_bindings(&path, family, &tables)?;
+                    }
+                    let merge = family == Family::Ipv6;
+                    let applied = natmig.apply(&place.site, &path, merge)?;
+                    let bytes = instance::bytes_of(family, &natmig.memory()?)?;
+                    changes.add(key, family, &tables, &applied, bytes);
+                }
+                natmig.start_agent(run, &place.site)?;
+                place.instance = Some(natmig);
+            }
+            Router::None | Router::Program(_) | Router::Classifier(_) | Router::Kernel => {}
         }
-        natmig.start_agent(run, &place.site)?;
-        place.instance = Some(natmig);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     Ok(())
 }

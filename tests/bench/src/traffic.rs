@@ -8,7 +8,7 @@ use natmig_bench_ebpf::{BINDINGS, IPV6_PREFIX, SCATTERED, Side, TABLE};
 pub const VISITORS: u32 = 1000;
 
 /// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum Family {
     /// IPv4.
     Ipv4,
@@ -17,7 +17,7 @@ pub enum Family {
 }
 
 /// How the addresses of a table lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Density {
     /// One after the other, as in segments and locator pools.
     Dense,
