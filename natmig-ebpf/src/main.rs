@@ -49,8 +49,9 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
         Outcome::Pass(_) => xdp_action::XDP_PASS,
         Outcome::Drop(_) => xdp_action::XDP_DROP,
         Outcome::Reply(_) => xdp_action::XDP_TX,
-        // SAFETY: the helper has no preconditions; its answer is the verdict.
-        Outcome::Redirect(ifindex, _) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        // SAFETY: the scratch memory is as above; the helper has no preconditions, and its answer is the
+        // verdict.
+        Outcome::Redirect(_) => unsafe { bpf_redirect((*scratch).device, 0) as u32 },
     }
 }
 
