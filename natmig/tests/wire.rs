@@ -316,25 +316,26 @@ fn outcome_that_a_command_cannot_have_is_no_reply() {
     assert_eq!(committed.reply_to(CommandRef::Fold(TransactionId(1))), None);
 }
 
-/// The largest full table fits into a message.
+/// The largest full table, of both families, fits into a message twice.
 #[test]
 fn table_of_two_million_addresses_fits() {
     let at = Attachment {
         segment: SegmentName::new("a-segment-with-a-rather-long-name"),
         mac: MacAddress([2, 0, 0, 0, 0, 1]),
     };
-    let rule = Rule::Local {
-        locator: Some([10, 0, 0, 1].into()),
-        at,
-        gateway: Some([10, 0, 0, 2].into()),
+    let length = |addresses: [IpAddr; 3]| {
+        let [address, locator, gateway] = addresses;
+        let rule = Rule::Local {
+            locator: Some(locator),
+            at: at.clone(),
+            gateway: Some(gateway),
+        };
+        v1::Change::from(&Change { address, rule }).encoded_len() + 4
     };
-    let change = v1::Change::from(&Change {
-        address: [10, 0, 0, 3].into(),
-        rule,
-    });
-    let each = change.encoded_len() + 4;
+    let ipv4 = length([1, 2, 3].map(|last| [10, 0, 0, last].into()));
+    let ipv6 = length([1, 2, 3].map(|last| [last; 16].into()));
     assert!(
-        each * 2_097_152 < natmig::proto::MESSAGE_LIMIT,
-        "{each} bytes each"
+        2 * (ipv4 + ipv6) * 2_097_152 < natmig::proto::MESSAGE_LIMIT,
+        "{ipv4} and {ipv6} bytes each"
     );
 }
