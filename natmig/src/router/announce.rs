@@ -3,17 +3,14 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Duration,
 };
 
-use natmig_common::{Action, Version};
+use natmig_common::Action;
 
-use super::{
-    RouterError,
-    version::{action, is_home},
-};
+use super::{RouterError, version::Decoded};
 
 /// When, after the commit, an announcement is sent. Linux ignores one that comes within `locktime`
 /// (1 s) of the last change of a neighbour entry, so it is repeated.
@@ -31,7 +28,7 @@ pub struct Announcement {
     /// The access interface.
     pub ifindex: u32,
     /// The address that is announced: an identity, or a visitor's gateway.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The whole Ethernet frame.
     pub frame: [u8; 42],
 }
@@ -48,21 +45,23 @@ impl Announcement {
         frame[38..42].copy_from_slice(&address.octets());
         Self {
             ifindex,
-            address,
+            address: address.into(),
             frame,
         }
     }
 
     /// What a committed version of an identity is announced with.
     pub(super) fn of(
-        identity: Ipv4Addr,
-        version: &Version,
+        identity: IpAddr,
+        version: &Decoded,
         gateway_mac: [u8; 6],
         interface_mac: [u8; 6],
     ) -> Option<Self> {
         let ifindex = version.ifindex;
-        let gateway = Ipv4Addr::from(version.forward);
-        if is_home(version) {
+        let IpAddr::V4(identity) = identity else {
+            return None;
+        };
+        if version.is_home() {
             // To the home segment: this router answers for the identity.
             return Some(Self::new(
                 ifindex,
@@ -72,10 +71,10 @@ impl Announcement {
                 gateway_mac,
             ));
         }
-        if action(version) != Action::Local {
+        if version.action != Action::Local {
             return None;
         }
-        if version.counterpart == [0; 4] {
+        if !version.is_visitor() {
             // To the home segment: the VM is back.
             return Some(Self::new(
                 ifindex,
@@ -86,8 +85,16 @@ impl Announcement {
             ));
         }
         // To the visitor: this router is its gateway.
-        (!gateway.is_unspecified())
-            .then(|| Self::new(ifindex, gateway, version.mac, gateway_mac, gateway_mac))
+        match version.forward {
+            Some(IpAddr::V4(gateway)) => Some(Self::new(
+                ifindex,
+                gateway,
+                version.mac,
+                gateway_mac,
+                gateway_mac,
+            )),
+            Some(IpAddr::V6(_)) | None => None,
+        }
     }
 }
 
@@ -154,13 +161,14 @@ mod tests {
     fn away_identity_is_announced_with_the_gateway_mac() {
         let identity = Ipv4Addr::new(10, 1, 1, 10);
         let gateway_mac = [2, 0x6e, 0x6d, 0, 0, 1];
-        let version = Version {
-            action: Action::Away as u8,
+        let version = Decoded {
+            action: Action::Away,
             flags: FLAG_HOME_EDGE,
             ifindex: 3,
-            ..Version::default()
+            ..Decoded::ABSENT
         };
-        let announcement = Announcement::of(identity, &version, gateway_mac, [9; 6]).unwrap();
+        let announcement =
+            Announcement::of(identity.into(), &version, gateway_mac, [9; 6]).unwrap();
         assert_eq!(announcement.frame[..6], BROADCAST);
         assert_eq!(announcement.frame[22..28], gateway_mac);
         assert_eq!(announcement.frame[28..32], announcement.frame[38..42]);

@@ -31,9 +31,15 @@ impl<F: Net> FamilyMaps<F> {
 
     /// Elements of the binding counters of an entry, one per bank.
     pub(super) fn counters_of(&self, entry: u32) -> impl Iterator<Item = usize> + use<F> {
-        let (capacity, len) = (self.entries.len(), self.counters.len());
-        let banks = len.checked_div(capacity).unwrap_or(0);
+        let capacity = self.entries.len();
+        let banks = self.banks() as usize;
         (0..banks).map(move |bank| bank * capacity + entry as usize)
+    }
+
+    /// Banks of counters; 0 if nothing is counted.
+    pub(super) fn banks(&self) -> u32 {
+        let banks = self.counters.len().checked_div(self.entries.len());
+        u32::try_from(banks.unwrap_or(0)).unwrap_or(0)
     }
 }
 
@@ -140,7 +146,10 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     fn doing(&self, name: &str) -> String {
-        format!("open the pinned map {}", self.directory.join(name).display())
+        format!(
+            "open the pinned map {}",
+            self.directory.join(name).display()
+        )
     }
 
     fn map<K, V>(&self, name: &str) -> Result<MapHandle, RouterError> {
