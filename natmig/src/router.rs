@@ -36,7 +36,10 @@ use natmig_common::{
     ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, Ipv4, Ipv6, META_MAGIC, Meta, Role, SlotState,
 };
 
-pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
+pub use self::{
+    announce::Announcement, error::RouterError, guard::GuardCounter, maps::MapBytes,
+    tables::Progress,
+};
 use self::{
     family::Net,
     instance::{Instance, Lock},
@@ -212,7 +215,7 @@ impl Router {
         loader::create_directories(instance)?;
         let program = loader::load(instance, options.object.as_deref(), sizes)?;
         let maps = Maps::open(&instance.maps(), false)?;
-        let map_bytes = maps.bytes;
+        let map_bytes = MapBytes::of(&instance.maps())?.total();
         write_meta(&maps, config, adopted);
         let attached = interfaces::fill(&mut socket, &maps, &found, port)?;
         let (tables, recovery) = Tables::open(maps)?;
@@ -603,8 +606,14 @@ impl Router {
     }
 
     /// Bytes of kernel memory that the maps take.
-    pub fn map_bytes(&self) -> u64 {
-        self.tables.maps.bytes
+    pub fn map_bytes(&self) -> Result<MapBytes, RouterError> {
+        MapBytes::of(&self.instance.maps())
+    }
+
+    /// Addresses that the tables have room for, IPv4 and IPv6.
+    pub fn capacity(&self) -> (u32, u32) {
+        let capacity = self.tables.capacity();
+        (capacity.ipv4, capacity.ipv6)
     }
 
     /// Those of a held transaction's addresses that concern the kernel.

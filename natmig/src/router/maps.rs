@@ -67,8 +67,49 @@ pub(super) struct Maps {
     pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,
-    /// Bytes of kernel memory that all maps take.
-    pub(super) bytes: u64,
+}
+
+/// Bytes of kernel memory that an instance's maps take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MapBytes {
+    /// What grows with the IPv4 addresses that there is room for, or that are bound.
+    pub ipv4: u64,
+    /// As `ipv4`.
+    pub ipv6: u64,
+    /// All else.
+    pub shared: u64,
+}
+
+impl MapBytes {
+    /// All together.
+    pub const fn total(&self) -> u64 {
+        self.ipv4 + self.ipv6 + self.shared
+    }
+
+    /// What the maps pinned in a directory take, as they are.
+    pub(super) fn of(directory: &Path) -> Result<Self, RouterError> {
+        let mut bytes = Self::default();
+        for name in names::MAPS {
+            let path = directory.join(name);
+            let memory = super::bpf::open_pin(&path, false)
+                .and_then(MapHandle::new)
+                .and_then(|map| map.memory())
+                .map_err(RouterError::system(format!(
+                    "open the pinned map {}",
+                    path.display()
+                )))?;
+            match name {
+                names::ENTRIES_IPV4 | names::INDEX_IPV4 | names::BINDING_COUNTERS_IPV4 => {
+                    bytes.ipv4 += memory;
+                }
+                names::ENTRIES_IPV6 | names::INDEX_IPV6 | names::BINDING_COUNTERS_IPV6 => {
+                    bytes.ipv6 += memory;
+                }
+                _ => bytes.shared += memory,
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 impl Maps {
@@ -78,10 +119,6 @@ impl Maps {
             directory,
             read_only,
         };
-        let mut bytes = 0;
-        for name in names::MAPS {
-            bytes += opener.bytes(name)?;
-        }
         Ok(Self {
             meta: opener.memory(names::META)?,
             ipv4: FamilyMaps {
@@ -107,7 +144,6 @@ impl Maps {
             vlans: opener.map::<VlanKey, u32>(names::VLANS)?,
             counters: opener.map::<u32, Traffic>(names::COUNTERS)?,
             totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
-            bytes,
         })
     }
 
@@ -164,13 +200,5 @@ impl Opener<'_> {
         self.map::<u32, V>(name)?
             .map_memory(!self.read_only)
             .map_err(RouterError::system(format!("map {name} into memory")))
-    }
-
-    fn bytes(&self, name: &str) -> Result<u64, RouterError> {
-        let path = self.directory.join(name);
-        super::bpf::open_pin(&path, false)
-            .and_then(MapHandle::new)
-            .and_then(|map| map.memory())
-            .map_err(RouterError::system(self.doing(name)))
     }
 }

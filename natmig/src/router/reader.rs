@@ -16,7 +16,7 @@ use super::{
     guard,
     instance::Instance,
     interfaces, load_state, loader,
-    maps::Maps,
+    maps::{MapBytes, Maps},
     netlink::Socket,
     not_loaded,
     tables::{Prefixes as _, Tables, total_key},
@@ -252,7 +252,7 @@ impl Reader {
             term: meta.term,
             capacity: meta.entry_capacity,
             capacity_ipv6: meta.entry_capacity_ipv6,
-            map_bytes: self.maps.bytes,
+            map_bytes: MapBytes::of(&self.instance.maps())?.total(),
             pools: Tables::pools(&self.maps),
             gateway_mac: MacAddress(meta.gateway_mac),
         })

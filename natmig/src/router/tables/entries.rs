@@ -434,10 +434,6 @@ impl<F: Net> Entries<F> {
             return Ok(false);
         };
         let family = F::maps(maps);
-        let narrow = self.blocks.iter().find(|(_, block)| **block == first);
-        let Some(_) = narrow.map(|(narrow, _)| *narrow) else {
-            return Ok(false);
-        };
         let numbers: Vec<u32> = (first..first + BLOCK_LENGTH)
             .filter(|number| self.slabs.is_used(*number))
             .collect();
