@@ -9,12 +9,9 @@ use std::{
     time::Duration,
 };
 
-use natmig_common::{Action, Family, Version};
+use natmig_common::Action;
 
-use super::{
-    RouterError,
-    version::{action, is_home},
-};
+use super::{RouterError, version::Decoded};
 
 /// When, after the commit, an announcement is sent. Linux ignores one that comes within `locktime`
 /// (1 s) of the last change of a neighbour entry, so it is repeated.
@@ -67,14 +64,14 @@ impl Announcement {
     }
 
     /// What a committed version of an identity is announced with.
-    pub(super) fn of<F: Family>(
+    pub(super) fn of(
         identity: IpAddr,
-        version: &Version<F>,
+        version: &Decoded,
         gateway_mac: [u8; 6],
         interface_mac: [u8; 6],
     ) -> Option<Self> {
         let ifindex = version.ifindex;
-        if is_home(version) {
+        if version.is_home() {
             // To the home segment: this router answers for the identity.
             let from = gateway_mac;
             return Some(Self::new(
@@ -85,10 +82,10 @@ impl Announcement {
                 gateway_mac,
             ));
         }
-        if action(version) != Action::Local {
+        if version.action != Action::Local {
             return None;
         }
-        if version.counterpart == F::UNSPECIFIED {
+        if !version.is_visitor() {
             // To the home segment: the VM is back.
             return Some(Self::new(
                 ifindex,
@@ -99,7 +96,7 @@ impl Announcement {
             ));
         }
         // To the visitor: this router is its gateway.
-        let gateway = address::<F>(&version.forward).filter(|gateway| !gateway.is_unspecified())?;
+        let gateway = version.forward?;
         let audience = Audience::Visitor(version.mac, identity);
         Some(Self::new(
             ifindex,
@@ -109,14 +106,6 @@ impl Announcement {
             gateway_mac,
         ))
     }
-}
-
-/// An address of either family.
-fn address<F: Family>(octets: &F::Octets) -> Option<IpAddr> {
-    let bytes = bytemuck::bytes_of(octets);
-    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    let ipv6 = <[u8; 16]>::try_from(bytes).map(IpAddr::from);
-    ipv4.or(ipv6).ok()
 }
 
 /// An ARP request whose sender is its target.
@@ -240,7 +229,7 @@ fn send_one(socket: &OwnedFd, announcement: &Announcement) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use natmig_common::{FLAG_HOME_EDGE, Ipv4, Ipv6};
+    use natmig_common::FLAG_HOME_EDGE;
 
     use super::*;
 
@@ -249,11 +238,11 @@ mod tests {
     #[test]
     fn away_identity_is_announced_with_the_gateway_mac() {
         let identity = Ipv4Addr::new(10, 1, 1, 10).into();
-        let version = Version::<Ipv4> {
-            action: Action::Away as u8,
+        let version = Decoded {
+            action: Action::Away,
             flags: FLAG_HOME_EDGE,
             ifindex: 3,
-            ..Version::default()
+            ..Decoded::ABSENT
         };
         let announcement = Announcement::of(identity, &version, GATEWAY_MAC, [9; 6]).unwrap();
         assert_eq!(announcement.frame.len(), 42);
@@ -265,11 +254,11 @@ mod tests {
     #[test]
     fn away_ipv6_identity_is_advertised_to_all_nodes() {
         let identity: Ipv6Addr = "2001:db8:1::10".parse().unwrap();
-        let version = Version::<Ipv6> {
-            action: Action::Away as u8,
+        let version = Decoded {
+            action: Action::Away,
             flags: FLAG_HOME_EDGE,
             ifindex: 3,
-            ..Version::default()
+            ..Decoded::ABSENT
         };
         let announcement =
             Announcement::of(identity.into(), &version, GATEWAY_MAC, [9; 6]).unwrap();
@@ -288,12 +277,12 @@ mod tests {
     fn a_visitors_link_local_gateway_is_advertised_as_a_router() {
         let identity: Ipv6Addr = "2001:db8:1::10".parse().unwrap();
         let gateway: Ipv6Addr = "fe80::1".parse().unwrap();
-        let version = Version::<Ipv6> {
-            action: Action::Local as u8,
-            counterpart: "2001:db8:2::f:1".parse::<Ipv6Addr>().unwrap().octets(),
-            forward: gateway.octets(),
+        let version = Decoded {
+            action: Action::Local,
+            counterpart: "2001:db8:2::f:1".parse().ok(),
+            forward: Some(gateway.into()),
             mac: [2, 0, 0, 0, 0, 7],
-            ..Version::default()
+            ..Decoded::ABSENT
         };
         let announcement =
             Announcement::of(identity.into(), &version, GATEWAY_MAC, [9; 6]).unwrap();
