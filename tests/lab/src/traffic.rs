@@ -115,7 +115,7 @@ impl Default for Rates {
     fn default() -> Self {
         Self {
             udp: 45,
-            ping: 5,
+            ping: 10,
             tcp: 24_000,
             http: 32_000,
         }
