@@ -319,6 +319,7 @@ impl Core {
         let entries = self.memory::<Entry<Ipv6>>(names::ENTRIES_IPV6)?;
         let prefixes = self.memory::<PrefixBucket>(names::PREFIXES_IPV6)?;
         let blocks = self.memory::<BlockBucket>(names::BLOCKS_IPV6)?;
+        let mut homeless = Vec::new();
         let halves = |address: std::net::Ipv6Addr| {
             let bits = address.to_bits();
             ((bits >> 64) as u64, bits as u64)
@@ -351,11 +352,9 @@ impl Core {
                         ..BlockIpv6::default()
                     };
                     let two = buckets(high, low, BLOCK_BUCKETS);
-                    place(&blocks, two, |bucket| {
-                        let slot = bucket.slots.iter_mut().find(|slot| slot.used == 0)?;
-                        *slot = block;
-                        Some(())
-                    })?;
+                    if !place(&blocks, two, &block, |bucket| &mut bucket.slots, |b| b.used) {
+                        homeless.push((area, first, number));
+                    }
                 }
                 if last != Some(high) {
                     last = Some(high);
@@ -363,7 +362,7 @@ impl Core {
                         prefix: high.to_be_bytes(),
                         used: 1,
                         flags: if settings.blocks {
-                            PREFIX_BLOCKS
+                            PREFIX_BLOCKS | PREFIX_HASH
                         } else {
                             PREFIX_HASH
                         },
@@ -372,20 +371,30 @@ impl Core {
                         ..PrefixIpv6::default()
                     };
                     let two = buckets(high, 0, PREFIX_BUCKETS);
-                    place(&prefixes, two, |bucket| {
-                        let slot = bucket.slots.iter_mut().find(|slot| slot.used == 0)?;
-                        *slot = prefix;
-                        Some(())
-                    })?;
+                    let placed = place(
+                        &prefixes,
+                        two,
+                        &prefix,
+                        |bucket| &mut bucket.slots,
+                        |p| p.used,
+                    );
+                    ensure!(placed, "no room for the prefix of {address}");
                 }
             }
         }
         if !settings.blocks {
-            let map = self.ebpf.map_mut(names::INDEX_IPV6).context("no index")?;
-            let mut index: HashMap<_, [u8; 16], u32> = map.try_into()?;
-            for number in 0..BINDINGS {
-                index.insert(identities.ipv6(number).octets(), number, 0)?;
-                index.insert(locators.ipv6(number).octets(), FIRST_LOCATOR + number, 0)?;
+            homeless.extend([(identities, 0, 0), (locators, FIRST_LOCATOR, 0)]);
+        }
+        let count = if settings.blocks {
+            BLOCK_LENGTH
+        } else {
+            BINDINGS
+        };
+        let map = self.ebpf.map_mut(names::INDEX_IPV6).context("no index")?;
+        let mut index: HashMap<_, [u8; 16], u32> = map.try_into()?;
+        for (area, first, start) in homeless {
+            for number in start..(start + count).min(BINDINGS) {
+                index.insert(area.ipv6(number).octets(), first + number, 0)?;
             }
         }
         Ok(())
@@ -428,26 +437,29 @@ fn areas() -> (Area, Area) {
     )
 }
 
-/// Puts something into the first of two buckets that takes it.
-fn place<T: AnyBitPattern + NoUninit>(
+/// Puts something into the emptier of two buckets; false if both are full.
+fn place<T: AnyBitPattern + NoUninit, S: Copy>(
     memory: &Memory<T>,
     two: [u32; 2],
-    mut put: impl FnMut(&mut T) -> Option<()>,
-) -> Result<()> {
-    for at in two {
-        let mut bucket = memory.get(at);
-        if put(&mut bucket).is_some() {
-            memory.set(at, bucket);
-            return Ok(());
-        }
-    }
-    anyhow::bail!("two buckets are full")
-}
-
-/// The family of a lane, for its name.
-pub fn name_of(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "IPv4",
-        Family::Ipv6 => "IPv6",
-    }
+    value: &S,
+    slots: impl Fn(&mut T) -> &mut [S; 2],
+    used: impl Fn(&S) -> u8,
+) -> bool {
+    let taken = |at: &u32| {
+        let mut bucket = memory.get(*at);
+        slots(&mut bucket)
+            .iter()
+            .filter(|slot| used(slot) != 0)
+            .count()
+    };
+    let Some(at) = two.into_iter().min_by_key(taken) else {
+        return false;
+    };
+    let mut bucket = memory.get(at);
+    let Some(slot) = slots(&mut bucket).iter_mut().find(|slot| used(slot) == 0) else {
+        return false;
+    };
+    *slot = *value;
+    memory.set(at, bucket);
+    true
 }

@@ -26,7 +26,7 @@ use crate::{
     filter,
     instance::{self, Instance},
     plan::{LanePlan, Router, SitePlan},
-    programs::{Programs, hurry, pin},
+    programs::{Programs, hurry, insist, pin},
     site::{self, Site},
     traffic::{Family, Traffic, VISITORS},
     verify::{Expectation, Verified, template},
@@ -108,13 +108,14 @@ pub fn while_sending<T>(
                     if cpus.len() == 1 {
                         hurry(1);
                     } else {
-                        be_nice(-20);
+                        insist();
                     }
                     if let Ok(mut running) = running.lock() {
                         running.push(gettid());
                     }
                     // One call sends until a signal ends it: making its pages is slow.
-                    while !stop.load(Ordering::Acquire) {
+                    let start = Instant::now();
+                    while !stop.load(Ordering::Acquire) && start.elapsed() < LONGEST {
                         programs.generate(name, frame)?;
                     }
                     Ok(())
@@ -157,12 +158,24 @@ fn wake(thread: Pid) {
     }
 }
 
-/// Runs the calling thread at this nice value, where that is allowed.
-fn be_nice(value: i32) {
-    // SAFETY: the call has no preconditions; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) } != 0 {
-        thread::yield_now();
+/// Senders end by themselves after this time, whatever becomes of the thread that is to stop them.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Frames of a lane that are looked at, at least.
+const ENOUGH: u64 = 4000;
+
+/// Waits until a lane's sink has seen that many more packets, but no longer than it may take.
+fn wait_for_arrivals(programs: &Programs, lane: u32, packets: u64) -> Result<()> {
+    let start = Instant::now();
+    let before = programs.arrived(lane)?;
+    while programs.arrived(lane)? < before + packets {
+        check_interrupted()?;
+        if start.elapsed() > Duration::from_secs(2) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
 }
 
 /// Packets per second, in millions, of a lane.
@@ -177,6 +190,7 @@ pub fn rate(
     check_interrupted()?;
     let lane = place.site.lane;
     while_sending(programs, &place.site, traffic, cpus, |programs| {
+        wait_for_arrivals(programs, lane, 1)?;
         thread::sleep(warm);
         let (before, start) = (programs.arrived(lane)?, Instant::now());
         thread::sleep(time);
@@ -195,16 +209,10 @@ pub fn verify(programs: &mut Programs, place: &Place, plan: &LanePlan) -> Result
         // What is no hop leaves the frame as it is.
         macs: if traffic.hops == 0 { sent } else { arriving },
     };
-    // Caches of the kernel's, and what was on its way before.
-    while_sending(programs, &place.site, traffic, &[0], |_| {
-        thread::sleep(Duration::from_millis(10));
-        Ok(())
-    })?;
     programs.captured();
     programs.set_capture(true)?;
-    while_sending(programs, &place.site, traffic, &[0], |_| {
-        thread::sleep(Duration::from_millis(30));
-        Ok(())
+    while_sending(programs, &place.site, traffic, &[0], |programs| {
+        wait_for_arrivals(programs, place.site.lane, ENOUGH)
     })?;
     programs.set_capture(false)?;
     let mut frames = programs.captured();
@@ -213,7 +221,8 @@ pub fn verify(programs: &mut Programs, place: &Place, plan: &LanePlan) -> Result
         .check(&frames)
         .with_context(|| format!("{}: what comes out is wrong", plan.label))?;
     ensure!(
-        verified.frames >= 500 && verified.flows >= 200.min(traffic.flows as usize / 2),
+        verified.frames >= ENOUGH as usize / 2
+            && verified.flows >= 500.min(traffic.flows as usize / 2),
         "{}: only {} frames of {} flows came out",
         plan.label,
         verified.frames,
@@ -238,9 +247,8 @@ fn check_natmig(
         instance.counted(Counter::FibAsked)?,
         programs.arrived(place.site.lane)?,
     );
-    while_sending(programs, &place.site, &plan.traffic, &[0], |_| {
-        thread::sleep(Duration::from_millis(20));
-        Ok(())
+    while_sending(programs, &place.site, &plan.traffic, &[0], |programs| {
+        wait_for_arrivals(programs, place.site.lane, ENOUGH)
     })?;
     let sent =
         instance.counted(Counter::Translated)? + instance.counted(Counter::Forwarded)? - before.0;

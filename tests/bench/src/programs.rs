@@ -2,7 +2,7 @@
 
 use std::{io, path::Path, thread};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, Pod,
     maps::{Array, MapData, PerCpuArray, ProgramArray, RingBuf, xdp::DevMap},
@@ -143,20 +143,27 @@ impl Programs {
         frames
     }
 
-    /// Puts [`BINDINGS`] dense bindings into the hash map of a family. For that the thread stays on
-    /// one CPU, whose generator is lost.
+    /// Puts [`BINDINGS`] dense bindings into the hash map of a family. The first CPU's generator, which
+    /// counts them, is lost.
     pub fn fill(&mut self, family: Family) -> Result<()> {
-        let cpu = nix::sched::sched_getcpu()?;
         let generator = Generator {
             destination: Area::Identities(Density::Dense).side_for(family),
             source: Area::Locators(Density::Dense).side_for(family),
             ..Generator::default()
         };
-        self.set_generator(cpu, generator)?;
-        let ran = self.run("fill", &[0; 64], None, BINDINGS)?;
-        if ran.verdict != TRANSMIT {
-            bail!("the hash map of {family:?} could not be filled");
-        }
+        self.set_generator(0, generator)?;
+        let ran = thread::scope(|scope| {
+            let filling = scope.spawn(|| {
+                pin(0)?;
+                self.run("fill", &[0; 64], None, BINDINGS)
+            });
+            filling.join()
+        });
+        let ran = ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        ensure!(
+            ran.verdict == TRANSMIT,
+            "the hash map of {family:?} could not be filled"
+        );
         Ok(())
     }
 
@@ -191,7 +198,7 @@ impl Programs {
             .try_into()?;
         let run = program.test_run(TestRunOptions {
             data_in: Some(packet),
-            repeat: 1 << 30,
+            repeat: BURST,
             attrs: TestRunAttrs::new().xdp_live_frames(64),
             ..TestRunOptions::new()
         });
@@ -207,6 +214,9 @@ impl Programs {
     }
 }
 
+/// Frames that a generator sends in one call, unless a signal ends it: none can go on for ever.
+const BURST: u32 = 1 << 22;
+
 /// `XDP_TX`.
 pub const TRANSMIT: u32 = 3;
 
@@ -219,14 +229,26 @@ pub fn pin(cpu: usize) -> Result<()> {
 }
 
 /// Lets the calling thread run before everything else, so that other work on the machine disturbs
-/// less; where that is not allowed, it runs like any other.
+/// less; where that is not allowed, it runs like any other. Threads that it starts do not inherit it.
 pub fn hurry(priority: i32) {
+    schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, priority);
+}
+
+/// Lets the calling thread run like any other, but with the largest share.
+pub fn insist() {
+    schedule(libc::SCHED_OTHER, 0);
+    // SAFETY: the call has no preconditions; 0 is the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) } != 0 {
+        thread::yield_now();
+    }
+}
+
+fn schedule(policy: i32, priority: i32) {
     // SAFETY: all zero is a valid value.
     let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     parameters.sched_priority = priority;
     // SAFETY: the parameters are valid; 0 is the calling thread.
-    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
-    if refused != 0 {
+    if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } != 0 {
         thread::yield_now();
     }
 }
