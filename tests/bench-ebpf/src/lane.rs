@@ -59,9 +59,13 @@ fn ingress(context: &XdpContext) -> u32 {
     unsafe { (*context.ctx).ingress_ifindex }
 }
 
-/// Counts what arrives, and drops it.
+/// Counts what arrives, and drops it. Neighbours' questions are left to the kernel.
 #[xdp]
 pub(crate) fn sink(context: XdpContext) -> u32 {
+    match frame(&context) {
+        Some(frame) if packet::is_udp(frame) => {}
+        _ => return xdp_action::XDP_PASS,
+    }
     let lane = ingress(&context) % LANES;
     let Some(arrived) = maps::ARRIVED.get_ptr_mut(lane) else {
         return xdp_action::XDP_ABORTED;

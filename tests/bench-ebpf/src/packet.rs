@@ -105,6 +105,10 @@ fn draw(generator: &mut Generator) -> Numbers {
     }
 }
 
+/// Types of Ethernet frames.
+const IPV4: u16 = word([8, 0]);
+const IPV6: u16 = word([0x86, 0xdd]);
+
 const fn word(bytes: [u8; 2]) -> u16 {
     u16::from_ne_bytes(bytes)
 }
@@ -226,7 +230,7 @@ pub(crate) fn decrement_ttl(frame: Frame) {
 /// Whether this is a whole UDP packet over IPv4 without options.
 #[inline(always)]
 pub(crate) fn is_ipv4(frame: Frame) -> bool {
-    frame.word(12) == word([8, 0])
+    frame.word(12) == IPV4
         && frame.byte(14) == 0x45
         && frame.byte(23) == 17
         && frame.word(20) & word([0x3f, 0xff]) == 0
@@ -235,5 +239,15 @@ pub(crate) fn is_ipv4(frame: Frame) -> bool {
 /// Whether this is a UDP packet over IPv6 without extension headers.
 #[inline(always)]
 pub(crate) fn is_ipv6(frame: Frame) -> bool {
-    frame.word(12) == word([0x86, 0xdd]) && frame.byte(20) == 17
+    frame.word(12) == IPV6 && frame.byte(20) == 17
+}
+
+/// Whether the packet is UDP, over IPv4 or IPv6.
+#[inline(always)]
+pub(crate) fn is_udp(frame: Frame) -> bool {
+    match frame.word(12) {
+        IPV4 => frame.byte(23) == 17,
+        IPV6 => frame.byte(20) == 17,
+        _ => false,
+    }
 }

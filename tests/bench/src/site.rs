@@ -92,8 +92,27 @@ impl Site {
                 &pair("g", near, 0, "k", far, 3, site.sink.name()),
             )?;
         }
-        ip(Some(&site.generator), "link set g up\n")?;
-        ip(Some(&site.sink), "link set k up\n")?;
+        // The kernels at both ends answer for these addresses when the router asks for neighbours.
+        for (namespace, interface, address, address6) in [
+            (&site.generator, "g", "192.0.2.2/30", "fd00:0:0:1::2/64"),
+            (&site.sink, "k", "192.0.2.6/30", "fd00:0:0:2::2/64"),
+        ] {
+            namespace.sysctl(&[
+                ("net.ipv6.conf.all.disable_ipv6", "0"),
+                (&format!("net.ipv6.conf.{interface}.accept_dad"), "0"),
+                (
+                    &format!("net.ipv6.conf.{interface}.router_solicitations"),
+                    "0",
+                ),
+            ])?;
+            ip(
+                Some(namespace),
+                &format!(
+                    "link set {interface} up\naddress add {address} dev {interface}\n\
+                     address add {address6} dev {interface} nodad\n"
+                ),
+            )?;
+        }
         Ok(site)
     }
 
