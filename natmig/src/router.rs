@@ -22,6 +22,7 @@ mod maps;
 mod netlink;
 pub mod reader;
 mod tables;
+pub mod tracer;
 mod version;
 
 use std::{
