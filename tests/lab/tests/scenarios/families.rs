@@ -33,6 +33,7 @@ fn neighbours_learn_where_an_identity_is() {
             ping(lab, node, address)?;
             knows(lab, node, address, vm)?;
         }
+        ping(lab, "vm1", "2001:db8:100::10")?;
         migrate(lab, &[("vm1", "rack2")])?;
         for node in ["host1", "web1"] {
             knows(lab, node, "2001:db8:1::10", GATEWAY_MAC)?;
