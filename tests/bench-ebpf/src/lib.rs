@@ -11,6 +11,11 @@
     reason = "the verifier and the clock see every call"
 )]
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "words of addresses and parts of numbers"
+)]
+
 use bytemuck::{Pod, Zeroable};
 
 /// Bindings in the largest tables.

@@ -23,11 +23,15 @@ use natmig_common::{
 
 use crate::{
     site::{MACS, Site},
-    traffic::{Area, Density, Family},
+    traffic::{Area, Density},
 };
 
 /// What the program runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each can be chosen by itself"
+)]
 pub struct Settings {
     /// Whether traffic is counted by binding.
     pub counted: bool,
@@ -344,7 +348,7 @@ impl Core {
                 };
                 entries.set(first + number, entry);
                 let (high, low) = halves(address);
-                if low & 0xff == 0 && settings.blocks {
+                if low.trailing_zeros() >= 8 && settings.blocks {
                     let block = BlockIpv6 {
                         prefix: address.octets(),
                         first: first + number,

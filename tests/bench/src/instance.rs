@@ -58,7 +58,7 @@ impl Instance {
     pub fn load(run: &Run, natmig: &Path, site: &Site, key: &str, tables: &Tables) -> Result<Self> {
         let name = run.instance(key);
         let config = file(run, &format!("{key}.toml"));
-        fs::write(&config, configuration(&name, tables))?;
+        fs::write(&config, configuration(&name, *tables))?;
         let instance = Self {
             name,
             program: natmig.to_owned(),
@@ -190,7 +190,7 @@ impl Instance {
 }
 
 /// The router's configuration file.
-fn configuration(instance: &str, tables: &Tables) -> String {
+fn configuration(instance: &str, tables: Tables) -> String {
     let mut pools = Vec::new();
     for family in [Family::Ipv4, Family::Ipv6] {
         pools.extend(Area::Locators(tables.density).pools(family, tables.bindings));
@@ -267,9 +267,10 @@ pub fn write_bindings(path: &Path, family: Family, tables: &Tables) -> Result<()
 
 /// The MAC address of a visitor: the generator's, with the number added.
 fn visitor_mac(number: u32) -> [u8; 6] {
-    let [a, b, c, d, e, f] = MACS[0];
-    let [_, _, high, low] = (u32::from(u16::from_be_bytes([e, f])) + number).to_be_bytes();
-    [a, b, c, d, high, low]
+    let mut mac = MACS[0];
+    let low = u16::from_be_bytes([mac[4], mac[5]]).wrapping_add(number as u16);
+    mac[4..].copy_from_slice(&low.to_be_bytes());
+    mac
 }
 
 /// A file name for the bindings of a table; tables with the same bindings share it.

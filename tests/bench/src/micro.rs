@@ -76,7 +76,7 @@ const fn step(
         unknown: false,
         verdict: DONE,
         sets: true,
-        from: Extent::Quick,
+        from: Extent::Smoke,
     }
 }
 
@@ -100,7 +100,6 @@ const fn natmig(
     Step {
         natmig: Some(settings),
         verdict: REDIRECT,
-        from: Extent::Smoke,
         ..step(key, label, program, base, traffic)
     }
 }
@@ -209,10 +208,7 @@ pub fn run(
 ) -> Result<Nanoseconds> {
     let mut settings: Vec<Settings> = Vec::new();
     let mut cases = Vec::new();
-    for step in STEPS
-        .iter()
-        .filter(|step| step.from <= extent || step.base == "write")
-    {
+    for step in STEPS.iter().filter(|step| step.from <= extent) {
         let core = step.natmig.map(|wanted| {
             settings
                 .iter()

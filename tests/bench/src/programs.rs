@@ -2,7 +2,7 @@
 
 use std::{io, path::Path, thread};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, Pod,
     maps::{Array, MapData, PerCpuArray, ProgramArray, RingBuf, xdp::DevMap},
@@ -47,10 +47,10 @@ impl Programs {
         let mut ebpf =
             Ebpf::load_file(object).with_context(|| format!("cannot load {}", object.display()))?;
         for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                aya::programs::Program::Xdp(program) => program.load(),
-                aya::programs::Program::SchedClassifier(program) => program.load(),
-                _ => bail!("{name} is of an unknown type"),
+            let loaded = if let Ok(program) = <&mut Xdp>::try_from(&mut *program) {
+                program.load()
+            } else {
+                <&mut SchedClassifier>::try_from(program)?.load()
             };
             loaded.with_context(|| format!("the kernel refuses program {name}"))?;
         }

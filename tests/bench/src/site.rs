@@ -7,7 +7,10 @@
 //! Both ends have a sink, so traffic can go either way. Interfaces have the same names and addresses
 //! in every site, and indices that tell the site's lane.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use natmig_bench_ebpf::{IN, LANES, OUT};
@@ -179,12 +182,13 @@ fn configure(router: &Namespace) -> Result<()> {
          address add fd00:0:0:1::1/64 dev in nodad\naddress add fd00:0:0:2::1/64 dev out nodad\n",
     );
     let (g, k) = (text(MACS[0]), text(MACS[3]));
-    lines += &format!(
+    write!(
+        lines,
         "neighbor add 192.0.2.2 lladdr {g} dev in nud permanent\n\
          neighbor add 192.0.2.6 lladdr {k} dev out nud permanent\n\
          neighbor add fd00:0:0:1::2 lladdr {g} dev in nud permanent\n\
          neighbor add fd00:0:0:2::2 lladdr {k} dev out nud permanent\n"
-    );
+    )?;
     for area in [
         Area::Identities(Density::Dense),
         Area::Locators(Density::Dense),
@@ -202,11 +206,12 @@ fn configure(router: &Namespace) -> Result<()> {
             | Area::VisitorLocators
             | Area::Untouched => (far, far6),
         };
-        lines += &format!(
+        write!(
+            lines,
             "route add {} via {via}\nroute add {} via {via6}\n",
             area.prefix(Family::Ipv4),
             area.prefix(Family::Ipv6),
-        );
+        )?;
     }
     ip(Some(router), &lines)
 }
