@@ -10,7 +10,6 @@
     clippy::inline_always,
     reason = "the verifier and the clock see every call"
 )]
-
 #![expect(
     clippy::cast_possible_truncation,
     reason = "words of addresses and parts of numbers"
