@@ -13,8 +13,12 @@ pub struct Activity {
     pub entered: u64,
     /// Number of the packet that was last finished.
     pub left: u64,
+    /// 0 while nothing is traced. Otherwise packets are traced until this time, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; the tracer moves it on for as long as it lives, and the program sets it to
+    /// 0 when it has passed. Here, because the program has this line at hand for every packet.
+    pub traced_until: u64,
     /// Unused, zero.
-    pub _reserved: [u64; 6],
+    pub _reserved: [u64; 5],
 }
 
 const _: () = assert!(size_of::<Activity>() == 64);

@@ -15,6 +15,7 @@ mod hop;
 mod interface;
 pub mod names;
 mod prefix;
+mod trace;
 mod transaction;
 
 pub use activity::Activity;
@@ -33,6 +34,10 @@ pub use prefix::{
     BLOCK_BUCKETS, BLOCK_LENGTH, BUCKET_OVERFLOWED, BlockBucket, BlockIpv6, CHUNK_COUNT,
     CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH, PoolMask,
     PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
+};
+pub use trace::{
+    TRACE_PREFIX_COUNT, TRACE_RING_BYTES, TRACE_SNAP, TraceAddress, TraceAddresses, TraceEvent,
+    TraceFilter, TracePrefix,
 };
 pub use transaction::{Reference, SLOT_COUNT, Slot, SlotState};
 

@@ -38,6 +38,10 @@ pub const BINDING_COUNTERS_IPV4: &str = "BINDING_COUNTERS_IPV4";
 pub const BINDING_COUNTERS_IPV6: &str = "BINDING_COUNTERS_IPV6";
 /// [`crate::BindingTotal`] by [`crate::BindingKey`]. Hash.
 pub const BINDING_TOTALS: &str = "BINDING_TOTALS";
+/// The single [`crate::TraceFilter`]. Memory-mapped array.
+pub const TRACE: &str = "TRACE";
+/// Records of [`crate::TraceEvent`]. Ring buffer.
+pub const EVENTS: &str = "EVENTS";
 /// The single [`crate::Meta`]. Memory-mapped array; the program reads the gateway's MAC from it.
 pub const META: &str = "META";
 

@@ -5,10 +5,9 @@ use core::{
     ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
 };
 
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use natmig_common::Activity;
 
-use crate::{maps::ACTIVITY, settings};
+use crate::{atomic::exchange, maps::ACTIVITY, settings};
 
 /// The packet that this CPU is processing.
 pub(crate) struct Active {
@@ -16,12 +15,10 @@ pub(crate) struct Active {
     number: u64,
 }
 
-/// Marks the beginning of a packet, before any table is read. `None` on a CPU for which the loader
+/// Marks the beginning of a packet on `cpu`, before any table is read. `None` on a CPU for which the loader
 /// made no room, which does not exist.
 #[inline(always)]
-pub(crate) fn enter() -> Option<Active> {
-    // SAFETY: the helper has no preconditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
+pub(crate) fn enter(cpu: u32) -> Option<Active> {
     let activity = ACTIVITY.get_ptr_mut(cpu)?;
     // SAFETY: the element is valid, and only this CPU writes it, one packet at a time.
     unsafe {
@@ -39,7 +36,7 @@ pub(crate) fn leave(active: &Active) {
     // SAFETY: as in `enter`.
     unsafe {
         let left = addr_of_mut!((*active.activity).left);
-        if settings::is_weakly_ordered() {
+        if settings::weak_order() != 0 {
             exchange(left, active.number);
         } else {
             // No access to a table may move behind the store: the compiler is told by assembly that
@@ -48,24 +45,5 @@ pub(crate) fn leave(active: &Active) {
             asm!("{0} = {0}", inout(reg) number, options(nostack, preserves_flags));
             write_volatile(left, number);
         }
-    }
-}
-
-/// Exchanges the value at `place` for `value`: a full barrier.
-///
-/// # Safety
-///
-/// `place` must be valid and aligned.
-#[inline(always)]
-unsafe fn exchange(place: *mut u64, value: u64) {
-    // SAFETY: the caller vouches for the place. In assembly, because the target offers no atomic
-    // exchange to Rust.
-    unsafe {
-        asm!(
-            "{value} = xchg_64({place} + 0, {value})",
-            place = in(reg) place,
-            value = inout(reg) value => _,
-            options(nostack, preserves_flags),
-        );
     }
 }

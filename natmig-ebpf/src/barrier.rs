@@ -41,3 +41,29 @@ pub(crate) fn opaque(value: usize) -> usize {
 pub(crate) fn opaque_pointer(pointer: *mut u8) -> *mut u8 {
     pointer
 }
+
+/// `pointer`, by way of `value`: what is read through the result is read after `value`, on every
+/// machine (an address dependency).
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn dependent<T>(pointer: *const T, value: u8) -> *const T {
+    let mut pointer = pointer;
+    // SAFETY: the assembly adds 0.
+    unsafe {
+        core::arch::asm!(
+            "{1} &= 0",
+            "{0} += {1}",
+            inout(reg) pointer,
+            inout(reg) u64::from(value) => _,
+            options(pure, nomem, preserves_flags, nostack),
+        );
+    }
+    pointer
+}
+
+/// `pointer`: other targets are for tests in one thread.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn dependent<T>(pointer: *const T, _value: u8) -> *const T {
+    pointer
+}

@@ -25,11 +25,11 @@ impl Change {
 
     /// The checksum covers an address that is replaced.
     #[inline(always)]
-    pub fn address(self, old: Address, new: Address) -> Self {
+    pub fn address<A: Address>(self, old: A, new: A) -> Self {
         Self(
             self.0
-                .wrapping_add(u64::from(!old.raw()))
-                .wrapping_add(u64::from(new.raw())),
+                .wrapping_add(old.complement_sum())
+                .wrapping_add(new.sum()),
         )
     }
 

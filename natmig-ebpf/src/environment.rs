@@ -1,13 +1,16 @@
 //! What the packet logic asks of its surroundings: the frame, the router's tables, the kernel's
 //! routing table, counters.
 
-use natmig_common::{Counter, Entry, Interface};
+use natmig_common::{
+    BlockBucket, Counter, Entry, Interface, NextHop, PoolMask, PrefixBucket, PrefixIpv4,
+};
 
-use crate::{Address, Frame, HardwareAddress};
+use crate::{Frame, HardwareAddress, Ip};
 
 /// What the packet logic asks of its surroundings.
 pub trait Environment {
-    /// The frame's linear part; to be asked again after [`Environment::reshape`].
+    /// The frame's linear part; to be asked again after [`Environment::reshape`] and
+    /// [`Environment::shift`].
     fn frame(&self) -> Frame<'_>;
 
     /// Length of the whole frame in bytes, fragments of a multi-buffer frame included.
@@ -17,47 +20,82 @@ pub trait Environment {
     /// counted from the new first byte. False if the frame has no room for that.
     fn reshape(&self, grow: u16, length: u16) -> bool;
 
+    /// Moves the frame's first byte `grow` bytes to the front, or to the back if that is negative.
+    /// False if the frame has no room for that.
+    fn shift(&self, grow: i32) -> bool;
+
     /// The interface with this index, `None` if the table has no room for it.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 
-    /// The entry to which the index leads from `address`, and where it is. The entry may be of
-    /// another address.
-    fn entry(&self, address: Address) -> Option<(u32, &Entry)>;
+    /// The interface that is the VLAN with this identifier on the device.
+    fn vlan(&self, device: u32, identifier: u16) -> Option<u32>;
+
+    /// Element of `PREFIXES_IPV4`.
+    fn prefix_ipv4(&self, number: u32) -> Option<&PrefixIpv4>;
+
+    /// Element of `POOL_MASKS`.
+    fn pool_mask(&self, number: u32) -> Option<&PoolMask>;
+
+    /// Element of `PREFIXES_IPV6`.
+    fn prefixes_ipv6(&self, bucket: u32) -> Option<&PrefixBucket>;
+
+    /// Element of `BLOCKS_IPV6`.
+    fn blocks_ipv6(&self, bucket: u32) -> Option<&BlockBucket>;
+
+    /// The entry to which the index leads from `address`.
+    fn index<I: Ip>(&self, address: I::Address) -> Option<u32>;
+
+    /// The entry. It may be of another address than the one from which it was found.
+    fn entry<I: Ip>(&self, index: u32) -> Option<&Entry<I>>;
 
     /// The word of a transaction slot; 0 if there is no such slot.
     fn transaction_word(&self, slot: u32) -> u64;
 
-    /// Whether the address is in a locator pool of the fabric.
-    fn in_pool(&self, address: Address) -> bool;
+    /// Element of `ROUTES`.
+    fn route(&self, number: u32) -> u64;
+
+    /// Element of `NEXT_HOPS`.
+    fn next_hop(&self, number: u32) -> Option<&NextHop>;
+
+    /// Whether the heart beats: whether routes of our own are believed.
+    fn believes_routes(&self) -> bool;
+
+    /// Whether packets that no binding touches are forwarded as well.
+    fn forwards_all(&self) -> bool;
 
     /// The MAC address that answers for away VMs.
     fn gateway_mac(&self) -> HardwareAddress;
 
     /// Asks the kernel's routing and neighbour tables.
-    fn route(&self, query: &RouteQuery, hop: &mut Hop);
+    fn fib<I: Ip>(&self, query: &RouteQuery<I>, hop: &mut Hop);
 
     /// Counts a packet of `bytes` for the interface whose counters are at `slot`.
     fn count(&self, slot: u16, counter: Counter, bytes: u32);
 
-    /// Counts a packet of `bytes` for the entry at `index`: to its address, or from it.
-    fn count_binding(&self, index: u32, to: bool, bytes: u32);
+    /// Says that a packet is going to be counted for the entry at `index`.
+    fn touch_binding<I: Ip>(&self, index: u32);
+
+    /// Counts a packet of `bytes` for the entry at `index`: to its address, or from it. False if it
+    /// could not be counted.
+    #[must_use]
+    fn count_binding<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool;
 }
 
 /// A question to the routing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouteQuery {
+pub struct RouteQuery<I: Ip> {
     /// The packet's ingress interface.
     pub ingress: u32,
     /// Source address.
-    pub source: Address,
+    pub source: I::Address,
     /// Destination address.
-    pub destination: Address,
-    /// IP total length in bytes; 0 to leave the MTU unchecked.
+    pub destination: I::Address,
+    /// Length of the IP packet in bytes; 0 to leave the MTU unchecked.
     pub length: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Type of service.
-    pub tos: u8,
+    /// IPv4: type of service. IPv6: traffic class and flow label, as in the packet.
+    pub class: u32,
 }
 
 /// What a [`Hop`] says.
@@ -77,26 +115,49 @@ pub enum HopKind {
 
 /// The next hop of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Hop {
     /// What the other fields hold.
     pub kind: HopKind,
+    /// The egress interface's role; 0 if natmig does not know the interface.
+    pub role: u8,
+    /// VLAN identifier of the egress interface; 0 if it is no VLAN.
+    pub vlan: u16,
     /// The egress interface.
     pub ifindex: u32,
+    /// The device that the frame is redirected to: the egress interface, or what carries it.
+    pub device: u32,
+    /// Bytes of an IP packet that the route takes.
+    pub mtu: u16,
     /// MAC address of the egress interface.
     pub source_mac: HardwareAddress,
     /// MAC address of the next hop.
     pub destination_mac: HardwareAddress,
-    /// Bytes of an IP packet that the route takes.
-    pub mtu: u16,
 }
 
 impl Hop {
     /// No next hop.
     pub const NONE: Self = Self {
         kind: HopKind::None,
+        role: 0,
+        vlan: 0,
         ifindex: 0,
+        device: 0,
+        mtu: 0,
         source_mac: HardwareAddress::NONE,
         destination_mac: HardwareAddress::NONE,
-        mtu: 0,
     };
+
+    /// The egress is this interface.
+    #[inline(always)]
+    pub(crate) fn leave_on(&mut self, ifindex: u32, interface: &Interface) {
+        self.ifindex = ifindex;
+        self.role = interface.role;
+        self.vlan = interface.vlan;
+        self.device = if interface.parent == 0 {
+            ifindex
+        } else {
+            interface.parent
+        };
+    }
 }

@@ -6,7 +6,7 @@
 use core::marker::PhantomData;
 
 use crate::{
-    address::{Address, HardwareAddress},
+    address::{AddressIpv4, AddressIpv6, HardwareAddress},
     barrier::{opaque, opaque_pointer},
 };
 
@@ -48,11 +48,11 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether the frame's linear part has at least `length` bytes.
+    /// Length of the frame's linear part in bytes.
     #[inline(always)]
-    pub fn has(&self, length: u32) -> bool {
-        let available = self.end.addr().wrapping_sub(self.start.addr());
-        usize::try_from(length).is_ok_and(|length| length <= available)
+    pub fn length(&self) -> u32 {
+        let length = self.end.addr().wrapping_sub(self.start.addr());
+        u32::try_from(length).unwrap_or(u32::MAX)
     }
 
     /// `N` bytes at `offset`, if the frame has them.
@@ -83,11 +83,42 @@ pub struct Window<'a, const N: usize> {
 }
 
 impl<const N: usize> Window<'_, N> {
-    /// Where the two bytes at `at` are. On BPF, headers lie at even addresses, and architectures
-    /// where that matters make the verifier check it.
+    /// The value at `at`. The machines for which the kernel lets programs read packets at any
+    /// address (x86-64, arm64, s390x, POWER, most RISC-V and LoongArch) do so in one instruction.
+    ///
+    /// # Safety
+    ///
+    /// The window must have the value's bytes, and any bytes must be a value.
     #[inline(always)]
-    fn word_pointer(&self, at: usize) -> *mut u16 {
-        self.pointer.wrapping_add(at).cast()
+    unsafe fn load<T: Copy>(&self, at: usize) -> T {
+        let pointer: *const T = self.pointer.wrapping_add(at).cast_const().cast();
+        // SAFETY: the caller vouches for the bytes; the BPF target has no aligned accesses that differ
+        // from others, and elsewhere none is assumed.
+        unsafe {
+            if cfg!(target_arch = "bpf") {
+                pointer.read()
+            } else {
+                pointer.read_unaligned()
+            }
+        }
+    }
+
+    /// Sets the value at `at`.
+    ///
+    /// # Safety
+    ///
+    /// The window must have the value's bytes.
+    #[inline(always)]
+    unsafe fn store<T: Copy>(&self, at: usize, value: T) {
+        let pointer: *mut T = self.pointer.wrapping_add(at).cast();
+        // SAFETY: as in `load`; `Frame` holds the bytes exclusively.
+        unsafe {
+            if cfg!(target_arch = "bpf") {
+                pointer.write(value);
+            } else {
+                pointer.write_unaligned(value);
+            }
+        }
     }
 
     /// The byte at `AT`.
@@ -110,30 +141,32 @@ impl<const N: usize> Window<'_, N> {
     #[inline(always)]
     pub fn word<const AT: usize>(&self) -> u16 {
         const { assert!(AT + 2 <= N) };
-        let pointer = self.word_pointer(AT);
         // SAFETY: `Frame::window` found `N` bytes here, and both are among them.
-        unsafe {
-            if cfg!(target_arch = "bpf") {
-                pointer.read()
-            } else {
-                pointer.read_unaligned()
-            }
-        }
+        unsafe { self.load(AT) }
     }
 
     /// Sets the two bytes at `AT`, given in memory order.
     #[inline(always)]
     pub fn set_word<const AT: usize>(&self, value: u16) {
         const { assert!(AT + 2 <= N) };
-        let pointer = self.word_pointer(AT);
-        // SAFETY: as in `word`; `Frame` holds the bytes exclusively.
-        unsafe {
-            if cfg!(target_arch = "bpf") {
-                pointer.write(value);
-            } else {
-                pointer.write_unaligned(value);
-            }
-        }
+        // SAFETY: as in `word`.
+        unsafe { self.store(AT, value) };
+    }
+
+    /// The four bytes at `AT` in memory order.
+    #[inline(always)]
+    pub fn double_word<const AT: usize>(&self) -> u32 {
+        const { assert!(AT + 4 <= N) };
+        // SAFETY: as in `word`.
+        unsafe { self.load(AT) }
+    }
+
+    /// Sets the four bytes at `AT`, given in memory order.
+    #[inline(always)]
+    pub fn set_double_word<const AT: usize>(&self, value: u32) {
+        const { assert!(AT + 4 <= N) };
+        // SAFETY: as in `word`.
+        unsafe { self.store(AT, value) };
     }
 
     /// The number at `AT`, `AT + 1`, big-endian in the packet.
@@ -148,42 +181,59 @@ impl<const N: usize> Window<'_, N> {
         self.set_word::<AT>(value.to_be());
     }
 
-    /// The IPv4 address at `AT`, whose second half is at `HALF`, which is `AT + 2`.
+    /// The IPv4 address at `AT`.
     #[inline(always)]
-    pub fn address<const AT: usize, const HALF: usize>(&self) -> Address {
-        const { assert!(AT + 2 == HALF) };
-        let [a, b] = self.word::<AT>().to_ne_bytes();
-        let [c, d] = self.word::<HALF>().to_ne_bytes();
-        Address::new([a, b, c, d])
+    pub fn address_ipv4<const AT: usize>(&self) -> AddressIpv4 {
+        AddressIpv4::from_raw(self.double_word::<AT>())
     }
 
-    /// Sets the IPv4 address at `AT`, whose second half is at `HALF`, which is `AT + 2`.
+    /// Sets the IPv4 address at `AT`.
     #[inline(always)]
-    pub fn set_address<const AT: usize, const HALF: usize>(&self, address: Address) {
-        const { assert!(AT + 2 == HALF) };
-        let [a, b, c, d] = address.octets();
-        self.set_word::<AT>(u16::from_ne_bytes([a, b]));
-        self.set_word::<HALF>(u16::from_ne_bytes([c, d]));
+    pub fn set_address_ipv4<const AT: usize>(&self, address: AddressIpv4) {
+        self.set_double_word::<AT>(address.raw());
     }
 
-    /// The MAC address at `A`, with its further words at `B` and `C`.
+    /// The IPv6 address at `AT`.
     #[inline(always)]
-    pub fn mac<const A: usize, const B: usize, const C: usize>(&self) -> HardwareAddress {
-        const { assert!(A + 2 == B && B + 2 == C) };
-        let [a, b] = self.word::<A>().to_ne_bytes();
-        let [c, d] = self.word::<B>().to_ne_bytes();
-        let [e, f] = self.word::<C>().to_ne_bytes();
+    pub fn address_ipv6<const AT: usize>(&self) -> AddressIpv6 {
+        const { assert!(AT + 16 <= N) };
+        // SAFETY: as in `word`.
+        unsafe { AddressIpv6::from_raw(self.load(AT), self.load(const { AT + 8 })) }
+    }
+
+    /// Sets the IPv6 address at `AT`.
+    #[inline(always)]
+    pub fn set_address_ipv6<const AT: usize>(&self, address: AddressIpv6) {
+        const { assert!(AT + 16 <= N) };
+        let [first, second] = address.raw();
+        // SAFETY: as in `word`.
+        unsafe {
+            self.store(AT, first);
+            self.store(const { AT + 8 }, second);
+        }
+    }
+
+    /// The MAC address at `AT`.
+    #[inline(always)]
+    pub fn mac<const AT: usize>(&self) -> HardwareAddress {
+        const { assert!(AT + 6 <= N) };
+        // SAFETY: as in `word`.
+        let (first, second): (u32, u16) = unsafe { (self.load(AT), self.load(const { AT + 4 })) };
+        let [a, b, c, d] = first.to_ne_bytes();
+        let [e, f] = second.to_ne_bytes();
         HardwareAddress::new([a, b, c, d, e, f])
     }
 
-    /// Sets the MAC address at `A`, with its further words at `B` and `C`.
+    /// Sets the MAC address at `AT`.
     #[inline(always)]
-    pub fn set_mac<const A: usize, const B: usize, const C: usize>(&self, mac: HardwareAddress) {
-        const { assert!(A + 2 == B && B + 2 == C) };
+    pub fn set_mac<const AT: usize>(&self, mac: HardwareAddress) {
+        const { assert!(AT + 6 <= N) };
         let [a, b, c, d, e, f] = mac.bytes();
-        self.set_word::<A>(u16::from_ne_bytes([a, b]));
-        self.set_word::<B>(u16::from_ne_bytes([c, d]));
-        self.set_word::<C>(u16::from_ne_bytes([e, f]));
+        // SAFETY: as in `word`.
+        unsafe {
+            self.store(AT, u32::from_ne_bytes([a, b, c, d]));
+            self.store(const { AT + 4 }, u16::from_ne_bytes([e, f]));
+        }
     }
 
     /// Sum of the window's words in memory order, for a checksum over all of it.
@@ -193,15 +243,8 @@ impl<const N: usize> Window<'_, N> {
         let mut sum: u64 = 0;
         let mut at = 0;
         while at < N {
-            let pointer = self.word_pointer(at);
             // SAFETY: `at` is even and below `N`, which is even: as in `word`.
-            let word = unsafe {
-                if cfg!(target_arch = "bpf") {
-                    pointer.read()
-                } else {
-                    pointer.read_unaligned()
-                }
-            };
+            let word: u16 = unsafe { self.load(at) };
             sum = sum.wrapping_add(u64::from(word));
             at = at.wrapping_add(2);
         }

@@ -1,9 +1,10 @@
 //! natmig's packet logic, pure: no maps, no helpers, no clock. `main.rs` wires it to XDP.
 //!
 //! [`process()`] is the whole of it: a frame and the router's tables (an [`Environment`]) in, an
-//! [`Outcome`] out, the frame rewritten in place. The stages are `parse` (bytes to [`Packet`],
-//! once), `lookup` (entries and the versions of them that count), `plan` (what becomes of the
-//! addresses), `egress` (the next hop), `translate` (the rewriting).
+//! [`Outcome`] out, the frame rewritten in place. The stages are `link` and the family's `parse`
+//! (bytes to [`Packet`], once), `find` and `lookup` (entries and the versions of them that count),
+//! `plan` (what becomes of the addresses), `egress` (the next hop), `translate` (the rewriting). They
+//! are written once for both address families; `ipv4` and `ipv6` have what differs on the wire.
 //!
 //! **Architecture invariant:** nothing here knows a map, a helper or a kernel; raw pointers are in
 //! `frame.rs` (packet bytes) and `shared.rs` (memory that userspace writes) and nowhere else.
@@ -29,30 +30,37 @@
 )]
 
 mod address;
-mod arp;
 mod barrier;
 pub mod checksum;
 mod egress;
 mod environment;
-mod frag_needed;
+mod family;
+mod find;
 pub mod frame;
-mod icmp_error;
+mod ipv4;
+mod ipv6;
+mod link;
 mod lookup;
 mod outcome;
 mod packet;
-mod parse;
 mod plan;
 mod process;
 mod scratch;
 mod shared;
 mod translate;
+mod transport;
 
-pub use address::{Address, HardwareAddress};
+pub use address::{Address, AddressIpv4, AddressIpv6, HardwareAddress};
 pub use environment::{Environment, Hop, HopKind, RouteQuery};
+pub use family::Ip;
+pub use find::{Found, Prefix};
 pub use frame::Frame;
+pub use link::Link;
 pub use lookup::{Lookups, Visible};
 pub use outcome::Outcome;
 pub use packet::Packet;
+pub use plan::Plan;
 pub use process::process;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, State};
 pub use shared::slot_word;
+pub use translate::Rewrite;

@@ -1,12 +1,14 @@
 //! Finding an address's entry and the version of it that counts for this packet.
 
-use natmig_common::{Action, FLAG_HOME_EDGE, Reference, Version};
+use natmig_common::{Action, FLAG_HOME_EDGE, Reference};
 
 use crate::{
-    address::{Address, HardwareAddress},
+    address::{Address as _, HardwareAddress},
     environment::Environment,
-    packet::Packet,
-    shared,
+    family::Ip,
+    find::{Found, find},
+    link::Link,
+    shared::{self, Selected},
 };
 
 /// What the transaction slots said to this packet. A slot is read at most once per packet, so that
@@ -55,47 +57,44 @@ impl Lookups {
 
 /// What a router's table says of an address to one packet.
 #[derive(Clone, Copy, Debug)]
-pub struct Visible {
-    /// Where the entry is; [`Visible::NO_ENTRY`] if there is none.
+pub struct Visible<I: Ip> {
+    /// Where the entry is; [`Found::NO_ENTRY`] if there is none.
     pub index: u32,
     /// [`Action`] of the version that counts.
-    action: u8,
+    action: Action,
     flags: u8,
-    /// 1 if a LOCAL version, pending ones included, is of the VM that sent the frame.
-    sender: u8,
+    /// Whether a LOCAL version, pending ones included, is of the VM that sent the frame.
+    sender: bool,
     /// The VM's access interface.
     pub ifindex: u32,
     /// The VM's MAC address.
     pub mac: HardwareAddress,
     /// The other address of the binding.
-    pub counterpart: Address,
+    pub counterpart: I::Address,
     /// Where packets to the locator go on to.
-    pub forward: Address,
+    pub forward: I::Address,
     /// Locator of the VM that sent the frame; none if it has returned home.
-    pub sender_locator: Address,
+    pub sender_locator: I::Address,
 }
 
-impl Visible {
-    /// `index` where there is no entry.
-    pub const NO_ENTRY: u32 = u32::MAX;
-
+impl<I: Ip> Visible<I> {
     /// Nothing is known of the address.
     pub const NOTHING: Self = Self {
-        index: Self::NO_ENTRY,
-        action: 0,
+        index: Found::NO_ENTRY,
+        action: Action::Absent,
         flags: 0,
-        sender: 0,
+        sender: false,
         ifindex: 0,
         mac: HardwareAddress::NONE,
-        counterpart: Address::NONE,
-        forward: Address::NONE,
-        sender_locator: Address::NONE,
+        counterpart: I::Address::NONE,
+        forward: I::Address::NONE,
+        sender_locator: I::Address::NONE,
     };
 
     /// The action that counts.
     #[inline(always)]
     pub fn action(&self) -> Action {
-        Action::from_raw(self.action).unwrap_or(Action::Absent)
+        self.action
     }
 
     /// Whether the address is a locator that is bound.
@@ -117,52 +116,72 @@ impl Visible {
     /// frame is one that it sends: with its MAC address, on its access interface.
     #[inline(always)]
     pub fn is_sender(&self) -> bool {
-        self.sender != 0
+        self.sender
     }
 }
 
 /// Looks `address` up.
 #[inline(never)]
-pub(crate) fn lookup<E: Environment>(
+pub(crate) fn lookup<E: Environment, I: Ip>(
     environment: &E,
     lookups: &mut Lookups,
-    packet: &Packet,
-    address: Address,
-    visible: &mut Visible,
+    link: &Link,
+    address: &I::Address,
+    visible: &mut Visible<I>,
+) {
+    let found = find::<E, I>(environment, *address);
+    look_at(environment, lookups, link, *address, found.index, visible);
+}
+
+/// Looks at the entry at `index`, if it is the one of `address`.
+#[inline(always)]
+pub(crate) fn look_at<E: Environment, I: Ip>(
+    environment: &E,
+    lookups: &mut Lookups,
+    link: &Link,
+    address: I::Address,
+    index: u32,
+    visible: &mut Visible<I>,
 ) {
     *visible = Visible::NOTHING;
-    let Some((index, entry)) = environment.entry(address) else {
+    if index == Found::NO_ENTRY {
+        return;
+    }
+    let Some(entry) = environment.entry::<I>(index) else {
         return;
     };
-    if shared::entry_address(entry) != address {
+    if shared::entry_family(entry) != I::NUMBER || shared::entry_address(entry) != address {
         return;
     }
     let reference = shared::entry_reference(entry);
     let word = lookups.word(environment, reference);
     let version = shared::version_that_counts(entry, reference, word);
+    let (action, flags, mac) = version.head();
+    let ifindex = version.ifindex();
     visible.index = index;
-    visible.action = version.action;
-    visible.flags = version.flags;
-    visible.ifindex = version.ifindex;
-    visible.mac = HardwareAddress::new(version.mac);
-    visible.counterpart = Address::new(version.counterpart);
-    visible.forward = Address::new(version.forward);
-    if sends(&version, packet) {
-        visible.sender = 1;
+    visible.action = action.unwrap_or(Action::Absent);
+    visible.flags = flags;
+    visible.ifindex = ifindex;
+    visible.mac = mac;
+    visible.counterpart = version.counterpart();
+    if action == Some(Action::Forward) {
+        visible.forward = version.forward();
+    }
+    if sends(&version, link) {
+        visible.sender = true;
         visible.sender_locator = visible.counterpart;
     } else if reference != 0 {
         let pending = shared::pending_version(entry);
-        if sends(&pending, packet) {
-            visible.sender = 1;
-            visible.sender_locator = Address::new(pending.counterpart);
+        if sends(&pending, link) {
+            visible.sender = true;
+            visible.sender_locator = pending.counterpart();
         }
     }
 }
 
 /// Whether `version` is of a VM here that sends such a frame.
 #[inline(always)]
-fn sends(version: &Version, packet: &Packet) -> bool {
-    Action::from_raw(version.action) == Some(Action::Local)
-        && version.ifindex == packet.ingress
-        && HardwareAddress::new(version.mac) == packet.source_mac
+fn sends<I: Ip>(version: &Selected<'_, I>, link: &Link) -> bool {
+    let (action, _, mac) = version.head();
+    action == Some(Action::Local) && version.ifindex() == link.ingress && mac == link.source_mac
 }

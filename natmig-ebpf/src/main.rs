@@ -6,11 +6,20 @@
 #![feature(asm_experimental_arch)]
 
 mod activity;
+mod atomic;
+mod binding;
 mod maps;
 mod settings;
 mod xdp;
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_redirect},
+    macros::xdp,
+    programs::XdpContext,
+};
 use natmig_ebpf::{Outcome, process};
 
 use crate::xdp::Xdp;
@@ -21,14 +30,16 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_PASS;
     };
-    let Some(active) = activity::enter() else {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(active) = activity::enter(cpu) else {
         return xdp_action::XDP_PASS;
     };
     // SAFETY: the context is the program's own, and so is this CPU's scratch memory: the program is
     // not entered again on a CPU on which it runs.
     let outcome = unsafe {
         process(
-            &Xdp::new(context.ctx),
+            &Xdp::new(context.ctx, cpu),
             &mut *scratch,
             (*context.ctx).ingress_ifindex,
         )
@@ -41,6 +52,18 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
         // SAFETY: the helper has no preconditions; its answer is the verdict.
         Outcome::Redirect(ifindex, _) => unsafe { bpf_redirect(ifindex, 0) as u32 },
     }
+}
+
+/// Stamps the heartbeat with the kernel's clock, which userspace cannot read: the agent runs this
+/// program while its routes are right.
+#[xdp]
+pub(crate) fn natmig_heartbeat(_context: XdpContext) -> u32 {
+    if let Some(heartbeat) = maps::HEARTBEAT.get_ptr_mut(0) {
+        // SAFETY: the element is valid, and aligned; volatile, because packets read it meanwhile. The
+        // helper has no preconditions.
+        unsafe { addr_of_mut!((*heartbeat).beat).write_volatile(bpf_jiffies64()) };
+    }
+    xdp_action::XDP_PASS
 }
 
 #[panic_handler]

@@ -3,24 +3,57 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use natmig_common::{
-    Activity, BindingTraffic, Counter, Entry, Interface, Meta, SLOT_COUNT, Slot, Traffic,
+    Activity, BLOCK_BUCKETS, BindingKey, BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT,
+    CHUNK_LENGTH, Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop,
+    POOL_MASK_COUNT, PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT,
+    Slot, Traffic, VlanKey, WIDE_PREFIXES,
 };
 use natmig_ebpf::Scratch;
 
 /// Entries that the loader makes room for unless it is told otherwise.
 const DEFAULT_ENTRIES: u32 = 1024;
+/// Interfaces, as above.
+const DEFAULT_INTERFACES: u32 = 1024;
+/// VLANs that there can be.
+const VLAN_COUNT: u32 = 4096;
 
 #[map]
 pub(crate) static META: Array<Meta> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static ENTRIES: Array<Entry> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+pub(crate) static ENTRIES_IPV4: Array<Entry<Ipv4>> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static INDEX_IPV4: HashMap<[u8; 4], u32> = HashMap::with_max_entries(DEFAULT_ENTRIES, 0);
+pub(crate) static ENTRIES_IPV6: Array<Entry<Ipv6>> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static INDEX_IPV4: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static INDEX_IPV6: HashMap<[u8; 16], u32> =
+    HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static PREFIXES_IPV4: Array<PrefixIpv4> =
+    Array::with_max_entries(WIDE_PREFIXES + CHUNK_COUNT * CHUNK_LENGTH, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static PREFIXES_IPV6: Array<PrefixBucket> =
+    Array::with_max_entries(PREFIX_BUCKETS, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static BLOCKS_IPV6: Array<BlockBucket> =
+    Array::with_max_entries(BLOCK_BUCKETS, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static POOL_MASKS: Array<PoolMask> =
+    Array::with_max_entries(POOL_MASK_COUNT, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static TRANSACTIONS: Array<Slot> = Array::with_max_entries(SLOT_COUNT, BPF_F_MMAPABLE);
@@ -29,19 +62,37 @@ pub(crate) static TRANSACTIONS: Array<Slot> = Array::with_max_entries(SLOT_COUNT
 pub(crate) static ACTIVITY: Array<Activity> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+pub(crate) static INTERFACES: Array<Interface> =
+    Array::with_max_entries(DEFAULT_INTERFACES, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static POOLS_IPV4: LpmTrie<[u8; 4], u32> =
-    LpmTrie::with_max_entries(1024, BPF_F_NO_PREALLOC);
+pub(crate) static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(VLAN_COUNT, 0);
+
+#[map]
+pub(crate) static ROUTES: Array<u64> = Array::with_max_entries(ROUTE_COUNT, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static NEXT_HOPS: Array<NextHop> =
+    Array::with_max_entries(NEXT_HOP_COUNT, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Traffic> =
     PerCpuArray::with_max_entries(64 * Counter::COUNT, 0);
 
 #[map]
-pub(crate) static BINDING_COUNTERS: PerCpuArray<BindingTraffic> =
-    PerCpuArray::with_max_entries(DEFAULT_ENTRIES, 0);
+pub(crate) static BINDING_COUNTERS_IPV4: Array<BindingTraffic> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static BINDING_COUNTERS_IPV6: Array<BindingTraffic> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static BINDING_TOTALS: HashMap<BindingKey, BindingTotal> =
+    HashMap::with_max_entries(2 * DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// The state of the packet that a CPU is processing; nobody else's business, so not pinned.
 #[map]

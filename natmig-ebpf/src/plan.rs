@@ -7,35 +7,40 @@
 use natmig_common::{Action, Counter, Interface, Role};
 
 use crate::{
-    address::{Address, HardwareAddress},
+    address::{Address as _, HardwareAddress},
     environment::Environment,
-    lookup::{Lookups, Visible, lookup},
+    family::Ip,
+    find::{Found, find},
+    link::Link,
+    lookup::{Lookups, Visible, look_at, lookup},
     outcome::Outcome,
     packet::Packet,
-    scratch::Scratch,
+    scratch::State,
 };
 
 /// What becomes of a packet's addresses.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct Plan {
+pub struct Plan<I: Ip> {
     /// MAC address of the VM here to which the packet is delivered.
     pub(crate) deliver_mac: HardwareAddress,
-    /// Entry of the destination, or [`Visible::NO_ENTRY`].
+    /// Entry of the destination, or [`Found::NO_ENTRY`].
     pub(crate) destination_index: u32,
-    /// Entry of the source, or [`Visible::NO_ENTRY`].
+    /// Entry of the source, or [`Found::NO_ENTRY`].
     pub(crate) source_index: u32,
     /// Access interface of the VM here to which the packet is delivered; 0 if there is none.
     pub(crate) deliver: u32,
     /// The destination under which the packet goes on.
-    pub(crate) destination: Address,
+    pub(crate) destination: I::Address,
     /// The destination by its identity, if it is a locator: what the sender sent to.
-    pub(crate) destination_identity: Address,
-    pub(crate) source_in_fabric: Address,
-    pub(crate) source_outside: Address,
-    pub(crate) quoted_source: Address,
-    pub(crate) quoted_in_fabric: Address,
-    pub(crate) quoted_outside: Address,
+    pub(crate) destination_identity: I::Address,
+    pub(crate) source_in_fabric: I::Address,
+    pub(crate) source_outside: I::Address,
+    pub(crate) quoted_source: I::Address,
+    pub(crate) quoted_in_fabric: I::Address,
+    pub(crate) quoted_outside: I::Address,
+    /// Element of `ROUTES` for the destination that the packet came in with; 0 to ask the kernel.
+    pub(crate) route: u16,
     /// 1 if some address of the packet is bound.
     pub(crate) bound: u8,
     /// 1 if a home edge anchors the packet.
@@ -44,20 +49,21 @@ pub(crate) struct Plan {
     pub(crate) moved_on: u8,
 }
 
-impl Plan {
+impl<I: Ip> Plan<I> {
     /// Nothing is planned.
     pub(crate) const EMPTY: Self = Self {
         deliver_mac: HardwareAddress::NONE,
-        destination_index: Visible::NO_ENTRY,
-        source_index: Visible::NO_ENTRY,
+        destination_index: Found::NO_ENTRY,
+        source_index: Found::NO_ENTRY,
         deliver: 0,
-        destination: Address::NONE,
-        destination_identity: Address::NONE,
-        source_in_fabric: Address::NONE,
-        source_outside: Address::NONE,
-        quoted_source: Address::NONE,
-        quoted_in_fabric: Address::NONE,
-        quoted_outside: Address::NONE,
+        destination: I::Address::NONE,
+        destination_identity: I::Address::NONE,
+        source_in_fabric: I::Address::NONE,
+        source_outside: I::Address::NONE,
+        quoted_source: I::Address::NONE,
+        quoted_in_fabric: I::Address::NONE,
+        quoted_outside: I::Address::NONE,
+        route: 0,
         bound: 0,
         anchored: 0,
         moved_on: 0,
@@ -66,8 +72,8 @@ impl Plan {
     /// Begins with a packet: sets what the planning does not set for every packet.
     #[inline(always)]
     pub(crate) fn begin(&mut self) {
-        self.destination_index = Visible::NO_ENTRY;
-        self.source_index = Visible::NO_ENTRY;
+        self.destination_index = Found::NO_ENTRY;
+        self.source_index = Found::NO_ENTRY;
         self.deliver = 0;
         self.bound = 0;
         self.anchored = 0;
@@ -77,18 +83,18 @@ impl Plan {
 
 /// Whether the packet comes from where only identities are known.
 #[inline(always)]
-fn from_outside(packet: &Packet) -> bool {
-    packet.is_from(Role::Access) || packet.is_from(Role::External)
+fn from_outside(link: &Link) -> bool {
+    link.is_from(Role::Access) || link.is_from(Role::External)
 }
 
 /// Whether the frame is one that this router takes although it is not sent to the router's own MAC
 /// address: a visitor's, whatever old neighbour it is sent to, or one to a VM that is away.
 #[inline(always)]
-fn takes_foreign(packet: &Packet, source: &Visible, destination: &Visible) -> bool {
+fn takes_foreign<I: Ip>(link: &Link, source: &Visible<I>, destination: &Visible<I>) -> bool {
     let is_local = destination.action() == Action::Local;
-    let is_on_segment = is_local && destination.ifindex == packet.ingress;
+    let is_on_segment = is_local && destination.ifindex == link.ingress;
     let is_elsewhere = destination.is_away_from_here() || (is_local && !is_on_segment);
-    let to_its_mac = destination.mac == packet.destination_mac;
+    let to_its_mac = destination.mac == link.destination_mac;
     // A frame that one VM on the segment sends to another is the link's to deliver.
     let visitor = source.is_sender() && !source.sender_locator.is_none();
     (visitor && !(is_on_segment && to_its_mac)) || (is_elsewhere && to_its_mac)
@@ -96,47 +102,60 @@ fn takes_foreign(packet: &Packet, source: &Visible, destination: &Visible) -> bo
 
 /// Plans for the outer header. The outcome of a packet that needs no plan.
 #[inline(never)]
-pub(crate) fn outer<E: Environment>(
+pub(crate) fn outer<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
-    scratch: &mut Scratch,
+    link: &Link,
+    state: &mut State<I>,
 ) -> Option<Outcome> {
-    let Scratch {
+    let State {
         packet,
         plan,
         lookups,
         ..
-    } = scratch;
-    let access = packet.is_from(Role::Access);
+    } = state;
+    let access = link.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
-    let ours = packet.is_from(Role::Kernel)
-        || packet.destination_mac == HardwareAddress::new(interface.mac)
-        || (takes_frames && packet.destination_mac == environment.gateway_mac());
+    let ours = link.is_from(Role::Kernel)
+        || link.destination_mac == HardwareAddress::new(interface.mac)
+        || (takes_frames && link.destination_mac == environment.gateway_mac());
     if !ours && !takes_frames {
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
 
-    let mut destination = Visible::NOTHING;
-    let mut source = Visible::NOTHING;
-    lookup(
+    // Both are found before either is looked at, so that both entries are on their way from memory.
+    let found_destination = find::<E, I>(environment, packet.destination);
+    let found_source = find::<E, I>(environment, packet.source);
+    let mut destination = Visible::<I>::NOTHING;
+    let mut source = Visible::<I>::NOTHING;
+    look_at(
         environment,
         lookups,
-        packet,
+        link,
         packet.destination,
+        found_destination.index,
         &mut destination,
     );
-    lookup(environment, lookups, packet, packet.source, &mut source);
-    if !ours && !takes_foreign(packet, &source, &destination) {
+    look_at(
+        environment,
+        lookups,
+        link,
+        packet.source,
+        found_source.index,
+        &mut source,
+    );
+    if !ours && !takes_foreign(link, &source, &destination) {
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
     plan.destination_index = destination.index;
     plan.source_index = source.index;
+    plan.route = found_destination.prefix.route;
 
-    if from_outside(packet) {
-        if environment.in_pool(packet.destination) {
+    if from_outside(link) {
+        if found_destination.prefix.in_pool {
             return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
         }
-        if environment.in_pool(packet.source) {
+        if found_source.prefix.in_pool {
             return Some(Outcome::Drop(Counter::DropLocatorSourceFromOutside));
         }
     }
@@ -150,14 +169,14 @@ pub(crate) fn outer<E: Environment>(
             || source.action() != Action::Absent
             || source.is_sender(),
     );
-    plan_destination(environment, packet, lookups, &destination, plan);
+    plan_destination(environment, link, packet, lookups, &destination, plan);
     plan.source_in_fabric = packet.source;
     if access && source.is_sender() && !source.sender_locator.is_none() && !interface.keeps_source()
     {
         plan.source_in_fabric = source.sender_locator;
     }
     plan.source_outside = packet.source;
-    if !from_outside(packet) && source.is_locator() {
+    if !from_outside(link) && source.is_locator() {
         plan.source_outside = source.counterpart;
     }
     plan.quoted_source = packet.quoted_source;
@@ -168,14 +187,15 @@ pub(crate) fn outer<E: Environment>(
 
 /// Plans for the outer destination.
 #[inline(always)]
-fn plan_destination<E: Environment>(
+fn plan_destination<E: Environment, I: Ip>(
     environment: &E,
-    packet: &Packet,
+    link: &Link,
+    packet: &Packet<I>,
     lookups: &mut Lookups,
-    destination: &Visible,
-    plan: &mut Plan,
+    destination: &Visible<I>,
+    plan: &mut Plan<I>,
 ) {
-    let from_fabric = packet.is_from(Role::Fabric);
+    let from_fabric = link.is_from(Role::Fabric);
     plan.destination = packet.destination;
     plan.destination_identity = packet.destination;
     match destination.action() {
@@ -195,7 +215,7 @@ fn plan_destination<E: Environment>(
         }
         Action::Deliver => {
             plan.destination_identity = destination.counterpart;
-            if !from_outside(packet) {
+            if !from_outside(link) {
                 plan.destination = destination.counterpart;
                 plan.deliver = destination.ifindex;
                 plan.deliver_mac = destination.mac;
@@ -203,15 +223,15 @@ fn plan_destination<E: Environment>(
         }
         Action::Forward => {
             plan.destination_identity = destination.counterpart;
-            if !from_outside(packet) {
+            if !from_outside(link) {
                 plan.destination = destination.forward;
                 plan.moved_on = 1;
-                let mut onward = Visible::NOTHING;
+                let mut onward = Visible::<I>::NOTHING;
                 lookup(
                     environment,
                     lookups,
-                    packet,
-                    destination.forward,
+                    link,
+                    &destination.forward,
                     &mut onward,
                 );
                 if onward.action() == Action::Local {
@@ -226,28 +246,31 @@ fn plan_destination<E: Environment>(
 /// Plans for the packet that an ICMP error quotes: its source by the rules for destinations (that
 /// is where the error goes), its destination by the rules for sources.
 #[inline(never)]
-pub(crate) fn quote<E: Environment>(
+pub(crate) fn quote<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
-    scratch: &mut Scratch,
+    link: &Link,
+    state: &mut State<I>,
 ) -> Option<Outcome> {
-    let Scratch {
+    let State {
         packet,
         plan,
         lookups,
         ..
-    } = scratch;
-    let outside = from_outside(packet);
-    if outside && environment.in_pool(packet.quoted_source) {
+    } = state;
+    let outside = from_outside(link);
+    let found = find::<E, I>(environment, packet.quoted_source);
+    if outside && found.prefix.in_pool {
         return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
     }
     let mut bound = false;
-    let mut visible = Visible::NOTHING;
-    lookup(
+    let mut visible = Visible::<I>::NOTHING;
+    look_at(
         environment,
         lookups,
-        packet,
+        link,
         packet.quoted_source,
+        found.index,
         &mut visible,
     );
     match visible.action() {
@@ -255,7 +278,7 @@ pub(crate) fn quote<E: Environment>(
         Action::Known | Action::Local => bound = true,
         Action::Away => {
             bound = true;
-            if !packet.is_from(Role::Fabric) || visible.is_away_from_here() {
+            if !link.is_from(Role::Fabric) || visible.is_away_from_here() {
                 plan.quoted_source = visible.counterpart;
             }
         }
@@ -270,15 +293,15 @@ pub(crate) fn quote<E: Environment>(
     lookup(
         environment,
         lookups,
-        packet,
-        packet.quoted_destination,
+        link,
+        &packet.quoted_destination,
         &mut visible,
     );
     if visible.action() != Action::Absent || visible.is_sender() {
         bound = true;
     }
-    if packet.is_from(Role::Access) && !interface.keeps_source() {
-        let mut locator = Address::NONE;
+    if link.is_from(Role::Access) && !interface.keeps_source() {
+        let mut locator = I::Address::NONE;
         if visible.is_sender() {
             locator = visible.sender_locator;
         } else if visible.action() == Action::Local {

@@ -1,17 +1,18 @@
 //! The way of a packet through the program.
 
-use natmig_common::{Counter, Interface, Role, UNKNOWN_SLOT};
+use natmig_common::{Counter, FLAG_TRUNK, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
 
 use crate::{
-    address::HardwareAddress,
-    arp, egress,
+    address::{Address as _, HardwareAddress},
+    egress,
     environment::{Environment, HopKind},
-    frag_needed,
-    lookup::Visible,
+    family::Ip,
+    find::Found,
+    ipv4::arp,
+    link::{self, Kind, Link},
     outcome::Outcome,
-    parse::{self, Link},
     plan,
-    scratch::Scratch,
+    scratch::{Scratch, State},
     translate,
 };
 
@@ -19,17 +20,27 @@ use crate::{
 /// it.
 #[inline(always)]
 pub fn process<E: Environment>(environment: &E, scratch: &mut Scratch, ingress: u32) -> Outcome {
-    let length = environment.frame_length();
-    let known = environment.interface(ingress);
-    let known = known.and_then(|found| Role::from_raw(found.role).map(|role| (found, role)));
-    let Some((interface, role)) = known else {
-        environment.count(UNKNOWN_SLOT, Counter::PassUnknownInterface, length);
-        return Outcome::Pass(Counter::PassUnknownInterface);
+    scratch.family = 0;
+    let link = &mut scratch.link;
+    link.length = 0;
+    link.ingress = ingress;
+    link.tagged = 0;
+    let Some(device) = environment
+        .interface(ingress)
+        .filter(|device| device.role != 0 || device.flags & FLAG_TRUNK != 0)
+    else {
+        return count(environment, link, UNKNOWN_SLOT, unknown());
     };
-    scratch.packet.begin(ingress, interface.role);
-    scratch.plan.begin();
-    scratch.lookups.begin();
-    let outcome = match decide(environment, interface, scratch) {
+    let kind = link::parse(environment, link);
+    let Some(interface) = link::interface(environment, device, link) else {
+        let outcome = Outcome::Pass(Counter::PassUnknownVlan);
+        return count(environment, link, device.slot, outcome);
+    };
+    let Some(role) = Role::from_raw(interface.role) else {
+        return count(environment, link, UNKNOWN_SLOT, unknown());
+    };
+    link.role = interface.role;
+    let outcome = match decide(environment, interface, scratch, kind) {
         outcome @ Outcome::Pass(Counter::PassNoNeighbor | Counter::PassFragment) => outcome,
         // What is passed on from the router's own port would come back to it.
         Outcome::Pass(_) if role == Role::Kernel => Outcome::Drop(Counter::DropKernelPort),
@@ -38,13 +49,22 @@ pub fn process<E: Environment>(environment: &E, scratch: &mut Scratch, ingress: 
         | Outcome::Redirect(..)
         | Outcome::Reply(_)) => outcome,
     };
-    environment.count(interface.slot, outcome.counter(), length);
-    if scratch.plan.destination_index != Visible::NO_ENTRY {
-        environment.count_binding(scratch.plan.destination_index, true, length);
+    count(environment, &mut scratch.link, interface.slot, outcome)
+}
+
+/// What becomes of a frame on an interface that natmig does not know.
+#[inline(always)]
+fn unknown() -> Outcome {
+    Outcome::Pass(Counter::PassUnknownInterface)
+}
+
+/// Counts the outcome.
+#[inline(always)]
+fn count<E: Environment>(environment: &E, link: &mut Link, slot: u16, outcome: Outcome) -> Outcome {
+    if link.length == 0 {
+        link.length = environment.frame_length();
     }
-    if scratch.plan.source_index != Visible::NO_ENTRY {
-        environment.count_binding(scratch.plan.source_index, false, length);
-    }
+    environment.count(slot, outcome.counter(), link.length);
     outcome
 }
 
@@ -54,61 +74,116 @@ fn decide<E: Environment>(
     environment: &E,
     interface: &Interface,
     scratch: &mut Scratch,
+    kind: Kind,
 ) -> Outcome {
-    match parse::link(environment, &mut scratch.packet) {
-        Link::Ipv4 => {}
-        Link::Arp => return arp::answer(environment, interface, scratch),
-        Link::Other => return Outcome::Pass(Counter::PassOtherProtocol),
-        Link::Truncated => return Outcome::Pass(Counter::PassMalformed),
+    match kind {
+        Kind::Ipv4 => packet::<E, Ipv4>(environment, interface, scratch),
+        Kind::Ipv6 => packet::<E, Ipv6>(environment, interface, scratch),
+        Kind::Arp => {
+            let Scratch { link, ipv4, .. } = scratch;
+            ipv4.lookups.begin();
+            arp::answer(environment, interface, link, &mut ipv4.lookups)
+        }
+        Kind::Other => Outcome::Pass(Counter::PassOtherProtocol),
+        Kind::Truncated => Outcome::Pass(Counter::PassMalformed),
     }
-    if let Some(counter) = parse::ipv4(environment, &mut scratch.packet) {
-        return Outcome::Pass(counter);
-    }
-    if scratch.packet.destination_mac.is_group() {
-        return Outcome::Pass(Counter::PassMulticast);
-    }
-    if let Some(outcome) = plan::outer(environment, interface, scratch) {
-        return outcome;
-    }
-    if scratch.packet.quote != 0
-        && let Some(outcome) = plan::quote(environment, interface, scratch)
-    {
-        return outcome;
-    }
-    if scratch.plan.bound == 0 {
-        scratch.rewrite.keep(&scratch.packet);
-        return pass(environment, interface, scratch, Counter::PassUnbound);
-    }
-    egress::find(environment, scratch);
-    conclude(environment, interface, scratch)
 }
 
-/// Concludes with a packet whose next hop is known.
-#[inline(never)]
-fn conclude<E: Environment>(
+/// Decides what becomes of a packet of the family, rewrites it, and counts it for its bindings.
+#[inline(always)]
+fn packet<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
     scratch: &mut Scratch,
 ) -> Outcome {
-    let Scratch {
+    let (link, state) = I::split(scratch);
+    state.begin();
+    if let Some(counter) = I::parse(environment, link, &mut state.packet) {
+        return Outcome::Pass(counter);
+    }
+    scratch.family = I::NUMBER;
+    let (link, state) = I::split(scratch);
+    let outcome = route(environment, interface, link, state);
+    let mut counted = true;
+    if state.plan.destination_index != Found::NO_ENTRY {
+        counted &= environment.count_binding::<I>(state.plan.destination_index, true, link.length);
+    }
+    if state.plan.source_index != Found::NO_ENTRY {
+        counted &= environment.count_binding::<I>(state.plan.source_index, false, link.length);
+    }
+    if !counted {
+        environment.count(interface.slot, Counter::BindingTrafficLost, link.length);
+    }
+    outcome
+}
+
+/// Decides what becomes of the packet and rewrites it.
+#[inline(always)]
+fn route<E: Environment, I: Ip>(
+    environment: &E,
+    interface: &Interface,
+    link: &Link,
+    state: &mut State<I>,
+) -> Outcome {
+    if let Some(outcome) = I::discover(environment, interface, link, state) {
+        return outcome;
+    }
+    if I::is_confined(&state.packet) || link.destination_mac.is_group() {
+        return Outcome::Pass(Counter::PassMulticast);
+    }
+    if let Some(outcome) = plan::outer(environment, interface, link, state) {
+        return outcome;
+    }
+    if state.packet.quote != 0
+        && let Some(outcome) = plan::quote(environment, interface, link, state)
+    {
+        return outcome;
+    }
+    if state.plan.bound == 0 && !may_forward(environment, link, state) {
+        state.rewrite.keep(&state.packet);
+        return pass(environment, interface, link, state, Counter::PassUnbound);
+    }
+    egress::find(environment, interface, link, state);
+    conclude(environment, interface, link, state)
+}
+
+/// Whether a packet that no binding touches is forwarded: if that is wanted, and the kernel would do
+/// no more than forward it.
+#[inline(always)]
+fn may_forward<E: Environment, I: Ip>(environment: &E, link: &Link, state: &State<I>) -> bool {
+    environment.forwards_all()
+        && !link.is_from(Role::Kernel)
+        && state.packet.options == 0
+        && !state.packet.source.is_special()
+}
+
+/// Concludes with a packet whose next hop is known.
+#[inline(never)]
+fn conclude<E: Environment, I: Ip>(
+    environment: &E,
+    interface: &Interface,
+    link: &Link,
+    state: &mut State<I>,
+) -> Outcome {
+    let State {
         packet,
         plan,
         hop,
         rewrite,
         ..
-    } = scratch;
+    } = state;
     // What the kernel may see: identities only, as the sender sent them.
     rewrite.source = plan.source_outside;
     rewrite.destination = plan.destination_identity;
     rewrite.quoted_source = packet.quoted_source;
     rewrite.quoted_destination = plan.quoted_outside;
     rewrite.hop = 0;
-    let from_kernel = packet.is_from(Role::Kernel);
+    let from_kernel = link.is_from(Role::Kernel);
     let mut kind = hop.kind;
     if kind == HopKind::Local {
         if plan.destination == packet.destination {
             rewrite.quoted_source = plan.quoted_source;
-            return pass(environment, interface, scratch, Counter::PassLocal);
+            return pass(environment, interface, link, state, Counter::PassLocal);
         }
         kind = HopKind::None;
     }
@@ -116,26 +191,33 @@ fn conclude<E: Environment>(
     let is_refused = kind == HopKind::TooBig && packet.dont_fragment != 0;
     let mut to_fabric = false;
     if kind != HopKind::None && !is_refused {
-        match environment
-            .interface(hop.ifindex)
-            .and_then(|found| Role::from_raw(found.role))
-        {
+        match Role::from_raw(hop.role) {
             Some(Role::Fabric) => to_fabric = true,
             Some(Role::Access | Role::External) => {}
             Some(Role::Kernel) | None => kind = HopKind::None,
         }
     }
     if kind == HopKind::None {
-        return pass(environment, interface, scratch, Counter::PassNoRoute);
+        return pass(environment, interface, link, state, Counter::PassNoRoute);
     }
-    if packet.ttl <= 1 && !from_kernel {
-        return pass(environment, interface, scratch, Counter::PassTtlExpired);
+    if packet.hops <= 1 && !from_kernel {
+        return pass(environment, interface, link, state, Counter::PassTtlExpired);
+    }
+    if plan.bound == 0 {
+        // The kernel answers best what comes with what the sender sent; and it may want to redirect
+        // a sender to a better router on its own link.
+        if is_refused || kind == HopKind::TooBig {
+            return pass(environment, interface, link, state, Counter::PassFragment);
+        }
+        if hop.ifindex == link.ingress {
+            return pass(environment, interface, link, state, Counter::PassUnbound);
+        }
     }
     if is_refused {
-        return match frag_needed::answer(environment, interface, packet, hop.mtu) {
+        return match I::answer_too_big(environment, interface, link, packet, hop.mtu) {
             Some(outcome) => outcome,
             None if from_kernel => Outcome::Drop(Counter::DropKernelPort),
-            None => pass(environment, interface, scratch, Counter::PassFragment),
+            None => pass(environment, interface, link, state, Counter::PassFragment),
         };
     }
     rewrite.source = if to_fabric {
@@ -152,57 +234,68 @@ fn conclude<E: Environment>(
     };
     if kind == HopKind::NoNeighbor {
         // The kernel's error would quote a locator, and the anchor carries the packet as it is.
-        if packet.is_from(Role::Access) || packet.is_from(Role::External) {
+        if link.is_from(Role::Access) || link.is_from(Role::External) {
             rewrite.keep(packet);
         }
-        return pass(environment, interface, scratch, Counter::PassNoNeighbor);
+        return pass(environment, interface, link, state, Counter::PassNoNeighbor);
     }
     if kind == HopKind::TooBig {
-        return pass(environment, interface, scratch, Counter::PassFragment);
+        return pass(environment, interface, link, state, Counter::PassFragment);
     }
     rewrite.hop = u32::from(!from_kernel);
-    translate::apply(environment, packet, rewrite);
-    translate::address_frame(environment, hop.destination_mac, hop.source_mac);
-    count_steps(environment, interface, scratch);
-    let verdict = if scratch.plan.deliver != 0 || scratch.rewrite.changes_address(&scratch.packet) {
+    translate::apply(environment, link, packet, rewrite);
+    if !link::leave(environment, link, hop) {
+        return Outcome::Drop(Counter::DropNoRoom);
+    }
+    if plan.bound == 0 {
+        return Outcome::Redirect(hop.device, Counter::Forwarded);
+    }
+    count_steps(environment, interface, link, state);
+    let verdict = if state.plan.deliver != 0 || state.rewrite.changes_address(&state.packet) {
         Counter::Translated
     } else {
         Counter::Transit
     };
-    Outcome::Redirect(scratch.hop.ifindex, verdict)
+    Outcome::Redirect(state.hop.device, verdict)
 }
 
 /// Passes the packet to the kernel, rewritten, in a frame that the kernel takes.
 #[inline(never)]
-fn pass<E: Environment>(
+fn pass<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
-    scratch: &Scratch,
+    link: &Link,
+    state: &State<I>,
     counter: Counter,
 ) -> Outcome {
-    let Scratch {
+    let State {
         packet, rewrite, ..
-    } = scratch;
+    } = state;
     if rewrite.changes_address(packet) {
-        translate::apply(environment, packet, rewrite);
+        translate::apply(environment, link, packet, rewrite);
     }
     let own = HardwareAddress::new(interface.mac);
-    if packet.destination_mac != own {
-        translate::address_frame(environment, own, packet.source_mac);
+    if link.destination_mac != own {
+        link::set_macs(environment, own, link.source_mac);
     }
     Outcome::Pass(counter)
 }
 
 /// Counts what was done with the packet on the way.
 #[inline(never)]
-fn count_steps<E: Environment>(environment: &E, interface: &Interface, scratch: &Scratch) {
-    let Scratch {
+fn count_steps<E: Environment, I: Ip>(
+    environment: &E,
+    interface: &Interface,
+    link: &Link,
+    state: &State<I>,
+) {
+    let State {
         packet,
         plan,
         rewrite,
         ..
-    } = scratch;
-    let length = environment.frame_length();
+    } = state;
+    let length = link.length;
     let slot = interface.slot;
     if rewrite.changes_destination(packet) {
         environment.count(slot, Counter::DestinationTranslated, length);

@@ -1,26 +1,40 @@
-//! Reading entries that userspace writes while packets are processed.
+//! Reading memory that userspace writes while packets are processed.
 //!
-//! The version is selected by arithmetic and loaded through the result, so that the load depends on
-//! the reference and on the transaction's word by address. That is the order that weakly ordered
-//! machines keep without a barrier: whoever sees a cleared reference sees the current version that
-//! was written before it. A branch would not do (a load may be executed ahead of one).
+//! Of an entry the version is selected by arithmetic and loaded through the result, so that the load
+//! depends on the reference and on the transaction's word by address. That is the order that weakly
+//! ordered machines keep without a barrier: whoever sees a cleared reference sees the current version
+//! that was written before it. A branch would not do (a load may be executed ahead of one). What is
+//! read of a bucket's slot depends on its `used` in the same way.
 
 use core::ptr::{addr_of, read_volatile};
 
-use natmig_common::{Entry, Reference, Version};
+use natmig_common::{
+    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Version,
+};
 
-use crate::{address::Address, barrier::opaque};
+use crate::{
+    address::{AddressIpv6, HardwareAddress},
+    barrier::{dependent, opaque},
+    family::Ip,
+};
 
 /// The address that the entry is of.
 #[inline(always)]
-pub(crate) fn entry_address(entry: &Entry) -> Address {
+pub(crate) fn entry_address<I: Ip>(entry: &Entry<I>) -> I::Address {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
-    Address::new(unsafe { read_volatile(addr_of!(entry.address)) })
+    crate::address::Address::new(unsafe { read_volatile(addr_of!(entry.address)) })
+}
+
+/// [`Family::NUMBER`] of an entry in use.
+#[inline(always)]
+pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
+    // SAFETY: the reference is valid; volatile, because userspace may write the entry.
+    unsafe { read_volatile(addr_of!(entry.family)) }
 }
 
 /// The entry's reference: 0, or the transaction of the pending version.
 #[inline(always)]
-pub(crate) fn entry_reference(entry: &Entry) -> u64 {
+pub(crate) fn entry_reference<F: Family>(entry: &Entry<F>) -> u64 {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
     unsafe { read_volatile(addr_of!(entry.reference)) }
 }
@@ -32,27 +46,78 @@ pub fn slot_word(slot: &natmig_common::Slot) -> u64 {
     unsafe { read_volatile(addr_of!(slot.word)) }
 }
 
+/// A version of an entry, in the entry.
+#[derive(Clone, Copy)]
+pub(crate) struct Selected<'a, I: Ip> {
+    version: &'a Version<I>,
+}
+
+/// The first fields of a version.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Head {
+    action: u8,
+    flags: u8,
+    mac: Mac,
+}
+
+impl<I: Ip> Selected<'_, I> {
+    /// Action, flags and MAC address.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> (Option<Action>, u8, HardwareAddress) {
+        // SAFETY: the reference is valid, a version begins with these 8 bytes and is aligned to
+        // them; any bytes are a valid `Head`; volatile, because userspace may write the entry.
+        let head = unsafe {
+            let word = read_volatile(core::ptr::from_ref(self.version).cast::<u64>());
+            core::mem::transmute::<u64, Head>(word)
+        };
+        (
+            Action::from_raw(head.action),
+            head.flags,
+            HardwareAddress::new(head.mac),
+        )
+    }
+
+    /// The VM's access interface.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the reference is valid; volatile, because userspace may write the entry.
+        unsafe { read_volatile(addr_of!(self.version.ifindex)) }
+    }
+
+    /// The other address of the binding.
+    #[inline(always)]
+    pub(crate) fn counterpart(&self) -> I::Address {
+        // SAFETY: as above.
+        crate::address::Address::new(unsafe { read_volatile(addr_of!(self.version.counterpart)) })
+    }
+
+    /// Where packets to the locator go on to.
+    #[inline(always)]
+    pub(crate) fn forward(&self) -> I::Address {
+        // SAFETY: as above.
+        crate::address::Address::new(unsafe { read_volatile(addr_of!(self.version.forward)) })
+    }
+}
+
 /// The version that counts, if `word` is the word of the slot that `reference` names.
 #[inline(always)]
-pub(crate) fn version_that_counts(entry: &Entry, reference: u64, word: u64) -> Version {
+pub(crate) fn version_that_counts<I: Ip>(
+    entry: &Entry<I>,
+    reference: u64,
+    word: u64,
+) -> Selected<'_, I> {
     // Zero exactly if the reference's transaction is committed, which no reference 0 is.
-    let difference = word ^ Reference::committed_word(reference);
-    let difference = mix(difference);
+    let difference = opaque_u64(word ^ Reference::committed_word(reference));
     // All ones if they differ, else 0.
     let differ = opaque_u64(difference | difference.wrapping_neg()) >> 63;
-    let pending = differ ^ 1;
-    version_at(entry, pending)
+    version_at(entry, differ ^ 1)
 }
 
 /// The pending version.
 #[inline(always)]
-pub(crate) fn pending_version(entry: &Entry) -> Version {
+pub(crate) fn pending_version<I: Ip>(entry: &Entry<I>) -> Selected<'_, I> {
     version_at(entry, 1)
-}
-
-#[inline(always)]
-fn mix(value: u64) -> u64 {
-    opaque_u64(value)
 }
 
 #[inline(always)]
@@ -65,17 +130,104 @@ fn opaque_u64(value: u64) -> u64 {
 
 /// The current (0) or the pending (1) version.
 #[inline(always)]
+fn version_at<I: Ip>(entry: &Entry<I>, which: u64) -> Selected<'_, I> {
+    let versions = addr_of!(entry.current);
+    let which = usize::try_from(which & 1).unwrap_or(0);
+    // SAFETY: `current` and `pending` follow each other (their offsets are asserted next to `Entry`).
+    let version = unsafe { &*versions.wrapping_add(which) };
+    Selected { version }
+}
+
+/// The element, read at once.
+#[inline(always)]
 #[expect(
     clippy::cast_ptr_alignment,
-    reason = "both versions lie at multiples of 8 in an entry"
+    reason = "the element is aligned to 8 bytes"
 )]
-fn version_at(entry: &Entry, which: u64) -> Version {
-    let versions = addr_of!(entry.current).cast::<[u64; 3]>();
-    let which = usize::try_from(which & 1).unwrap_or(0);
-    // SAFETY: `current` and `pending` follow each other (their offsets are asserted next to `Entry`),
-    // and any bytes are a valid `Version`; volatile, because userspace may write the entry.
+pub(crate) fn prefix_ipv4(element: &PrefixIpv4) -> PrefixIpv4 {
+    // SAFETY: the reference is valid, and any 8 bytes are an element; volatile, because userspace
+    // may write it.
     unsafe {
-        let words = read_volatile(versions.wrapping_add(which));
-        core::mem::transmute::<[u64; 3], Version>(words)
+        let word = read_volatile(core::ptr::from_ref(element).cast::<u64>());
+        core::mem::transmute::<u64, PrefixIpv4>(word)
     }
+}
+
+/// Whether the pool has the address that ends in `octet`.
+#[inline(always)]
+pub(crate) fn pool_mask_has(mask: &PoolMask, octet: u32) -> bool {
+    let word = usize::try_from((octet >> 6) & 3).unwrap_or(0);
+    let words = addr_of!(mask.bits).cast::<u64>();
+    // SAFETY: there are four words; volatile, because userspace may write them.
+    let bits = unsafe { read_volatile(words.wrapping_add(opaque(word) & 3)) };
+    bits >> (octet & 63) & 1 != 0
+}
+
+/// `flags` of a slot.
+#[inline(always)]
+pub(crate) fn flags(flags: &u8) -> u8 {
+    // SAFETY: the reference is valid; volatile, because userspace may write it.
+    unsafe { read_volatile(flags) }
+}
+
+/// What a slot says of a /64.
+#[derive(Clone, Copy)]
+pub(crate) struct SlotIpv6 {
+    /// `PREFIX_*` bits.
+    pub(crate) flags: u8,
+    pub(crate) pool_length: u8,
+    pub(crate) route: u16,
+    /// Last half of the pool's first address, in memory order.
+    pub(crate) pool: u64,
+}
+
+/// What the slot says of the /64 whose first half is `prefix` in memory order, if it is of that.
+#[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "a slot's addresses are aligned to 8 bytes"
+)]
+pub(crate) fn prefix_ipv6(slot: &PrefixIpv6, prefix: u64) -> Option<SlotIpv6> {
+    // SAFETY: the reference is valid; volatile, because userspace may write the slot.
+    unsafe {
+        let used = read_volatile(addr_of!(slot.used));
+        let slot: *const PrefixIpv6 = dependent(slot, used);
+        if used == 0 || read_volatile(addr_of!((*slot).prefix).cast::<u64>()) != prefix {
+            return None;
+        }
+        Some(SlotIpv6 {
+            flags: read_volatile(addr_of!((*slot).flags)),
+            pool_length: read_volatile(addr_of!((*slot).pool_length)),
+            route: read_volatile(addr_of!((*slot).route)),
+            pool: read_volatile(addr_of!((*slot).pool).cast::<u64>()),
+        })
+    }
+}
+
+/// The first entry of the /120, if the slot is of that.
+#[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "a slot's address is aligned to 8 bytes"
+)]
+pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -> Option<u32> {
+    let [high, low] = prefix.raw();
+    // SAFETY: the reference is valid; volatile, because userspace may write the slot.
+    unsafe {
+        let used = read_volatile(addr_of!(slot.used));
+        let slot: *const BlockIpv6 = dependent(slot, used);
+        let words = addr_of!((*slot).prefix).cast::<u64>();
+        if used == 0 || read_volatile(words) != high || read_volatile(words.wrapping_add(1)) != low
+        {
+            return None;
+        }
+        Some(read_volatile(addr_of!((*slot).first)))
+    }
+}
+
+/// Whether the next hop can be used.
+#[inline(always)]
+pub(crate) fn is_valid(next: &natmig_common::NextHop) -> bool {
+    // SAFETY: the reference is valid; volatile, because userspace may write it.
+    unsafe { read_volatile(addr_of!(next.valid)) != 0 }
 }

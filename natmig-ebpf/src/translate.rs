@@ -1,37 +1,34 @@
-//! The rewriting: addresses, TTL, checksums, MAC addresses.
+//! The rewriting: addresses, hop limit (TTL), checksums.
 
 use crate::{
-    address::{Address, HardwareAddress},
-    checksum::Change,
-    environment::Environment,
-    frame::Frame,
-    packet::Packet,
+    address::Address as _, checksum::Change, environment::Environment, family::Ip, frame::Frame,
+    link::Link, packet::Packet,
 };
 
 /// What a packet's addresses become.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct Rewrite {
-    pub(crate) source: Address,
-    pub(crate) destination: Address,
-    pub(crate) quoted_source: Address,
-    pub(crate) quoted_destination: Address,
-    /// 1 to decrement the TTL.
+pub struct Rewrite<I: Ip> {
+    pub(crate) source: I::Address,
+    pub(crate) destination: I::Address,
+    pub(crate) quoted_source: I::Address,
+    pub(crate) quoted_destination: I::Address,
+    /// 1 to decrement the hop limit.
     pub(crate) hop: u32,
 }
 
-impl Rewrite {
+impl<I: Ip> Rewrite<I> {
     pub(crate) const EMPTY: Self = Self {
-        source: Address::NONE,
-        destination: Address::NONE,
-        quoted_source: Address::NONE,
-        quoted_destination: Address::NONE,
+        source: I::Address::NONE,
+        destination: I::Address::NONE,
+        quoted_source: I::Address::NONE,
+        quoted_destination: I::Address::NONE,
         hop: 0,
     };
 
     /// The packet is to stay as it came in.
     #[inline(always)]
-    pub(crate) fn keep(&mut self, packet: &Packet) {
+    pub(crate) fn keep(&mut self, packet: &Packet<I>) {
         self.source = packet.source;
         self.destination = packet.destination;
         self.quoted_source = packet.quoted_source;
@@ -41,19 +38,19 @@ impl Rewrite {
 
     /// Whether the destination becomes another.
     #[inline(always)]
-    pub(crate) fn changes_destination(&self, packet: &Packet) -> bool {
+    pub(crate) fn changes_destination(&self, packet: &Packet<I>) -> bool {
         self.destination != packet.destination
     }
 
     /// Whether the source becomes another.
     #[inline(always)]
-    pub(crate) fn changes_source(&self, packet: &Packet) -> bool {
+    pub(crate) fn changes_source(&self, packet: &Packet<I>) -> bool {
         self.source != packet.source
     }
 
     /// Whether the quoted packet changes.
     #[inline(always)]
-    pub(crate) fn changes_quote(&self, packet: &Packet) -> bool {
+    pub(crate) fn changes_quote(&self, packet: &Packet<I>) -> bool {
         packet.quote != 0
             && (self.quoted_source != packet.quoted_source
                 || self.quoted_destination != packet.quoted_destination)
@@ -61,7 +58,7 @@ impl Rewrite {
 
     /// Whether any address changes.
     #[inline(always)]
-    pub(crate) fn changes_address(&self, packet: &Packet) -> bool {
+    pub(crate) fn changes_address(&self, packet: &Packet<I>) -> bool {
         self.changes_destination(packet)
             || self.changes_source(packet)
             || self.changes_quote(packet)
@@ -71,23 +68,17 @@ impl Rewrite {
 /// Rewrites the packet. Everything was found to be there when the packet was parsed, and is not
 /// touched where it is not.
 #[inline(never)]
-pub(crate) fn apply<E: Environment>(environment: &E, packet: &Packet, rewrite: &Rewrite) {
+pub(crate) fn apply<E: Environment, I: Ip>(
+    environment: &E,
+    link: &Link,
+    packet: &Packet<I>,
+    rewrite: &Rewrite<I>,
+) {
     let frame = environment.frame();
-    let Some(header) = frame.window::<20>(packet.network) else {
-        return;
-    };
     let addresses = Change::NONE
         .address(packet.source, rewrite.source)
         .address(packet.destination, rewrite.destination);
-    let mut covered = addresses;
-    if rewrite.hop != 0 {
-        let old = header.word::<8>();
-        header.set_byte::<8>(packet.ttl.wrapping_sub(1));
-        covered = covered.word(old, header.word::<8>());
-    }
-    header.set_word::<10>(covered.apply(header.word::<10>()));
-    header.set_address::<12, 14>(rewrite.source);
-    header.set_address::<16, 18>(rewrite.destination);
+    I::write(&frame, link, packet, rewrite, addresses);
     if packet.checksum != 0 {
         update_checksum(&frame, packet.checksum, packet.optional_checksum, addresses);
     }
@@ -98,19 +89,13 @@ pub(crate) fn apply<E: Environment>(environment: &E, packet: &Packet, rewrite: &
 
 /// Rewrites the packet that an ICMP error quotes; the ICMP checksum covers all of it.
 #[inline(always)]
-fn apply_quote(frame: &Frame<'_>, packet: &Packet, rewrite: &Rewrite) {
-    let Some(header) = frame.window::<20>(packet.quote) else {
-        return;
-    };
+fn apply_quote<I: Ip>(frame: &Frame<'_>, packet: &Packet<I>, rewrite: &Rewrite<I>) {
     let addresses = Change::NONE
         .address(packet.quoted_source, rewrite.quoted_source)
         .address(packet.quoted_destination, rewrite.quoted_destination);
-    let old = header.word::<10>();
-    let new = addresses.apply(old);
-    header.set_word::<10>(new);
-    header.set_address::<12, 14>(rewrite.quoted_source);
-    header.set_address::<16, 18>(rewrite.quoted_destination);
-    let mut covered = addresses.word(old, new);
+    let Some(mut covered) = I::write_quoted(frame, packet, rewrite, addresses) else {
+        return;
+    };
     if packet.quoted_checksum != 0 {
         let optional = packet.quoted_optional_checksum;
         covered = covered.and(update_checksum(
@@ -137,17 +122,4 @@ fn update_checksum(frame: &Frame<'_>, offset: u16, optional: u8, change: Change)
     };
     field.set_word::<0>(new);
     Change::NONE.word(old, new)
-}
-
-/// Sets the frame's MAC addresses.
-#[inline(always)]
-pub(crate) fn address_frame<E: Environment>(
-    environment: &E,
-    destination: HardwareAddress,
-    source: HardwareAddress,
-) {
-    if let Some(ethernet) = environment.frame().window::<14>(0) {
-        ethernet.set_mac::<0, 2, 4>(destination);
-        ethernet.set_mac::<6, 8, 10>(source);
-    }
 }

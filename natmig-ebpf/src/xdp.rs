@@ -1,34 +1,45 @@
 //! The packet logic's environment in the kernel: context, maps and helpers.
 
-use core::{arch::asm, mem::zeroed};
+use core::{
+    arch::asm,
+    mem::zeroed,
+    ptr::{addr_of, read_volatile},
+};
 
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
-    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
-    maps::lpm_trie::Key,
+    helpers::{
+        bpf_fib_lookup, bpf_jiffies64, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
+    },
 };
-use natmig_common::{Counter, Entry, Interface};
+use natmig_common::{
+    BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop, PoolMask, PrefixBucket,
+    PrefixIpv4, VlanKey,
+};
 use natmig_ebpf::{
-    Address, Environment, Frame, HardwareAddress, Hop, HopKind, RouteQuery, slot_word,
+    Address as _, Environment, Frame, HardwareAddress, Hop, HopKind, Ip, RouteQuery, slot_word,
 };
 
-use crate::{maps, settings};
+use crate::{binding, maps, settings};
 
-/// Address family of IPv4.
+/// The kernel's numbers of the address families.
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// The environment of one packet.
 pub(crate) struct Xdp {
     context: *mut xdp_md,
+    cpu: u32,
 }
 
 impl Xdp {
     #[inline(always)]
-    pub(crate) fn new(context: *mut xdp_md) -> Self {
-        Self { context }
+    pub(crate) fn new(context: *mut xdp_md, cpu: u32) -> Self {
+        Self { context, cpu }
     }
 }
 
@@ -78,17 +89,72 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
+    fn shift(&self, grow: i32) -> bool {
+        // SAFETY: the context is the program's own, and no frame is used after this.
+        unsafe { bpf_xdp_adjust_head(self.context, -grow) == 0 }
+    }
+
+    #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         maps::INTERFACES.get(ifindex)
     }
 
     #[inline(always)]
-    fn entry(&self, address: Address) -> Option<(u32, &Entry)> {
-        let index = maps::INDEX_IPV4.get_ptr(address.octets())?;
-        // SAFETY: the element is valid memory for as long as the program runs; volatile, because it
-        // may be reused for another address meanwhile.
-        let index = unsafe { core::ptr::read_volatile(index) };
-        Some((index, maps::ENTRIES.get(index)?))
+    fn vlan(&self, device: u32, identifier: u16) -> Option<u32> {
+        let key = VlanKey {
+            parent: device,
+            vlan: u32::from(identifier),
+        };
+        let ifindex = maps::VLANS.get_ptr(key)?;
+        // SAFETY: the element is valid memory for as long as the program runs.
+        Some(unsafe { read_volatile(ifindex) })
+    }
+
+    #[inline(always)]
+    fn prefix_ipv4(&self, number: u32) -> Option<&PrefixIpv4> {
+        maps::PREFIXES_IPV4.get(number)
+    }
+
+    #[inline(always)]
+    fn pool_mask(&self, number: u32) -> Option<&PoolMask> {
+        maps::POOL_MASKS.get(number)
+    }
+
+    #[inline(always)]
+    fn prefixes_ipv6(&self, bucket: u32) -> Option<&PrefixBucket> {
+        maps::PREFIXES_IPV6.get(bucket)
+    }
+
+    #[inline(always)]
+    fn blocks_ipv6(&self, bucket: u32) -> Option<&BlockBucket> {
+        maps::BLOCKS_IPV6.get(bucket)
+    }
+
+    #[inline(always)]
+    fn index<I: Ip>(&self, address: I::Address) -> Option<u32> {
+        let octets = address.octets();
+        let key = (&raw const octets).cast::<u8>();
+        // SAFETY: the key is the family's, and the elements are valid memory for as long as the
+        // program runs; volatile, because one may be reused for another address meanwhile.
+        unsafe {
+            let index = if I::NUMBER == Ipv4::NUMBER {
+                maps::INDEX_IPV4.get_ptr(&*key.cast::<[u8; 4]>())?
+            } else {
+                maps::INDEX_IPV6.get_ptr(&*key.cast::<[u8; 16]>())?
+            };
+            Some(read_volatile(index))
+        }
+    }
+
+    #[inline(always)]
+    fn entry<I: Ip>(&self, index: u32) -> Option<&Entry<I>> {
+        let entry: *const Entry<I> = if I::NUMBER == Ipv4::NUMBER {
+            maps::ENTRIES_IPV4.get_ptr(index)?.cast()
+        } else {
+            maps::ENTRIES_IPV6.get_ptr(index)?.cast()
+        };
+        // SAFETY: the element is valid, and of the family.
+        Some(unsafe { &*entry })
     }
 
     #[inline(always)]
@@ -97,10 +163,35 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
-    fn in_pool(&self, address: Address) -> bool {
-        maps::POOLS_IPV4
-            .get(Key::new(32, address.octets()))
-            .is_some()
+    fn route(&self, number: u32) -> u64 {
+        maps::ROUTES
+            .get_ptr(number)
+            // SAFETY: the element is valid; volatile, because userspace writes it.
+            .map_or(0, |word| unsafe { read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, number: u32) -> Option<&NextHop> {
+        maps::NEXT_HOPS.get(number)
+    }
+
+    #[inline(always)]
+    fn believes_routes(&self) -> bool {
+        let Some(heartbeat) = maps::HEARTBEAT.get_ptr(0) else {
+            return false;
+        };
+        // SAFETY: the element is valid; volatile, because userspace and another program write it. The
+        // helper has no preconditions.
+        unsafe {
+            let beat = read_volatile(addr_of!((*heartbeat).beat));
+            let patience = read_volatile(addr_of!((*heartbeat).patience));
+            bpf_jiffies64().wrapping_sub(beat) < patience
+        }
+    }
+
+    #[inline(always)]
+    fn forwards_all(&self) -> bool {
+        settings::forward_all() != 0
     }
 
     #[inline(always)]
@@ -111,15 +202,29 @@ impl Environment for Xdp {
     }
 
     #[inline(never)]
-    fn route(&self, query: &RouteQuery, hop: &mut Hop) {
+    fn fib<I: Ip>(&self, query: &RouteQuery<I>, hop: &mut Hop) {
         // SAFETY: all zero is a valid value of the kernel's structure.
         let mut question: FibLookup = unsafe { zeroed() };
-        question.family = AF_INET;
         question.l4_protocol = query.protocol;
         question.__bindgen_anon_1.tot_len = query.length;
-        question.__bindgen_anon_2.tos = query.tos;
-        question.__bindgen_anon_3.ipv4_src = query.source.raw();
-        question.__bindgen_anon_4.ipv4_dst = query.destination.raw();
+        let source = query.source.octets();
+        let destination = query.destination.octets();
+        if I::NUMBER == Ipv4::NUMBER {
+            question.family = AF_INET;
+            question.__bindgen_anon_2.tos = query.class as u8;
+        } else {
+            question.family = AF_INET6;
+            question.__bindgen_anon_2.flowinfo = query.class;
+        }
+        // SAFETY: both unions have room for an address of either family, which they begin with.
+        unsafe {
+            (&raw mut question.__bindgen_anon_3)
+                .cast::<I::Octets>()
+                .write(source);
+            (&raw mut question.__bindgen_anon_4)
+                .cast::<I::Octets>()
+                .write(destination);
+        }
         question.ifindex = query.ingress;
         // SAFETY: context and structure are valid, and the size is the structure's.
         let answer = unsafe {
@@ -161,21 +266,12 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
-    fn count_binding(&self, index: u32, to: bool, bytes: u32) {
-        if !settings::counts_bindings() {
-            return;
-        }
-        if let Some(traffic) = maps::BINDING_COUNTERS.get_ptr_mut(index) {
-            // SAFETY: the element is this CPU's own.
-            unsafe {
-                if to {
-                    (*traffic).packets_to += 1;
-                    (*traffic).bytes_to += u64::from(bytes);
-                } else {
-                    (*traffic).packets_from += 1;
-                    (*traffic).bytes_from += u64::from(bytes);
-                }
-            }
-        }
+    fn touch_binding<I: Ip>(&self, index: u32) {
+        binding::touch::<I>(self.cpu, index);
+    }
+
+    #[inline(always)]
+    fn count_binding<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool {
+        binding::count::<I>(self.cpu, index, to, bytes)
     }
 }

@@ -2,7 +2,7 @@
 
 use etherparse::checksum::Sum16BitWords;
 use natmig_ebpf::{
-    Address,
+    Address as _, AddressIpv4,
     checksum::{Change, finish},
 };
 use proptest::{collection::vec, prelude::*};
@@ -48,7 +48,7 @@ proptest! {
         let at = 2 + 2 * first.index(places);
         let old: [u8; 4] = bytes[at..at + 4].try_into().expect("four bytes");
         bytes[at..at + 4].copy_from_slice(&address);
-        let mut change = Change::NONE.address(Address::new(old), Address::new(address));
+        let mut change = Change::NONE.address(AddressIpv4::new(old), AddressIpv4::new(address));
         let at = 2 + 2 * second.index(places);
         let old = [bytes[at], bytes[at + 1]];
         bytes[at..at + 2].copy_from_slice(&word);

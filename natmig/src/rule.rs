@@ -1,8 +1,9 @@
 //! What a router is told to do with a bound address: the language between planner and tables.
 //!
-//! The planner speaks of segments; the router knows which of its interfaces serves one.
+//! The planner speaks of segments; the router knows which of its interfaces serves one. All addresses
+//! of a [`Change`] are of one family.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -89,37 +90,37 @@ pub enum Rule {
     /// Identity: the VM is elsewhere, known as `locator`. On a home edge, `home` is where it is at home.
     Away {
         /// The VM's locator.
-        locator: Ipv4Addr,
+        locator: IpAddr,
         /// The VM's home attachment, on home edges only.
         home: Option<Attachment>,
     },
     /// Identity: the VM is here. Without `locator` it has returned home.
     Local {
         /// The locator that its sources carry inside the fabric.
-        locator: Option<Ipv4Addr>,
+        locator: Option<IpAddr>,
         /// Where it is.
         at: Attachment,
         /// The gateway address of its home segment, to be announced to it; no part of the table.
-        gateway: Option<Ipv4Addr>,
+        gateway: Option<IpAddr>,
     },
     /// Locator: the VM is here.
     Deliver {
         /// The VM's identity.
-        identity: Ipv4Addr,
+        identity: IpAddr,
         /// Where it is.
         at: Attachment,
     },
     /// Locator: the VM moved on from here.
     Forward {
         /// The VM's identity.
-        identity: Ipv4Addr,
+        identity: IpAddr,
         /// Its locator, or its identity if it went home.
-        to: Ipv4Addr,
+        to: IpAddr,
     },
     /// Locator of another place.
     Known {
         /// The VM's identity.
-        identity: Ipv4Addr,
+        identity: IpAddr,
     },
 }
 
@@ -127,9 +128,31 @@ pub enum Rule {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Change {
     /// The bound address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// What the router does with it.
     pub rule: Rule,
+}
+
+impl Rule {
+    /// The other addresses that the rule is about.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let addresses = match self {
+            Self::Absent => [None, None],
+            Self::Away { locator, .. } => [Some(*locator), None],
+            Self::Local {
+                locator, gateway, ..
+            } => [*locator, *gateway],
+            Self::Deliver { identity, .. } | Self::Known { identity } => [Some(*identity), None],
+            Self::Forward { identity, to } => [Some(*identity), Some(*to)],
+        };
+        addresses.into_iter().flatten()
+    }
+
+    /// Whether all addresses that the rule is about are of the family of the one that has the rule.
+    pub fn suits(&self, address: IpAddr) -> bool {
+        self.addresses()
+            .all(|other| other.is_ipv4() == address.is_ipv4())
+    }
 }
 
 /// What a transaction changes on one router.
@@ -144,27 +167,23 @@ pub struct Changes {
 
 /// Digest of a table, equal on controller and router when their tables agree.
 ///
-/// `rules` come in ascending order of address. [`Rule::Absent`] is left out, and so is what no
-/// table holds (the gateway that is announced to a visitor).
-pub fn digest<'a>(rules: impl IntoIterator<Item = (Ipv4Addr, &'a Rule)>) -> u64 {
-    fn attachment(hash: &mut Sha256, at: &Attachment) {
-        hash.update(at.mac.0);
-        hash.update(at.segment.as_str().as_bytes());
-        hash.update([0]);
-    }
+/// `rules` come in ascending order of address, IPv4 first. [`Rule::Absent`] is left out, and so is
+/// what no table holds (the gateway that is announced to a visitor).
+pub fn digest<'a>(rules: impl IntoIterator<Item = (IpAddr, &'a Rule)>) -> u64 {
     let mut hash = Sha256::new();
     for (address, rule) in rules {
         if matches!(rule, Rule::Absent) {
             continue;
         }
-        hash.update(address.octets());
+        update_address(&mut hash, Some(address));
         match rule {
             Rule::Absent => {}
             Rule::Away { locator, home } => {
                 hash.update([1]);
-                hash.update(locator.octets());
+                update_address(&mut hash, Some(*locator));
+                hash.update([u8::from(home.is_some())]);
                 if let Some(at) = home {
-                    attachment(&mut hash, at);
+                    update_attachment(&mut hash, at);
                 }
             }
             Rule::Local {
@@ -173,22 +192,22 @@ pub fn digest<'a>(rules: impl IntoIterator<Item = (Ipv4Addr, &'a Rule)>) -> u64 
                 gateway: _,
             } => {
                 hash.update([2]);
-                hash.update(locator.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
-                attachment(&mut hash, at);
+                update_address(&mut hash, *locator);
+                update_attachment(&mut hash, at);
             }
             Rule::Deliver { identity, at } => {
                 hash.update([3]);
-                hash.update(identity.octets());
-                attachment(&mut hash, at);
+                update_address(&mut hash, Some(*identity));
+                update_attachment(&mut hash, at);
             }
             Rule::Forward { identity, to } => {
                 hash.update([4]);
-                hash.update(identity.octets());
-                hash.update(to.octets());
+                update_address(&mut hash, Some(*identity));
+                update_address(&mut hash, Some(*to));
             }
             Rule::Known { identity } => {
                 hash.update([5]);
-                hash.update(identity.octets());
+                update_address(&mut hash, Some(*identity));
             }
         }
     }
@@ -196,4 +215,68 @@ pub fn digest<'a>(rules: impl IntoIterator<Item = (Ipv4Addr, &'a Rule)>) -> u64 
     let mut first = [0; 8];
     first.copy_from_slice(&bytes[..8]);
     u64::from_be_bytes(first)
+}
+
+/// Adds an address, its family first: 4, 6, or 0 if there is none.
+fn update_address(hash: &mut Sha256, address: Option<IpAddr>) {
+    match address {
+        None => hash.update([0]),
+        Some(IpAddr::V4(address)) => {
+            hash.update([4]);
+            hash.update(address.octets());
+        }
+        Some(IpAddr::V6(address)) => {
+            hash.update([6]);
+            hash.update(address.octets());
+        }
+    }
+}
+
+/// Adds an attachment; no name of a segment has a zero byte.
+fn update_attachment(hash: &mut Sha256, at: &Attachment) {
+    hash.update(at.mac.0);
+    hash.update(at.segment.as_str().as_bytes());
+    hash.update([0]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn digests_tell_families_apart() {
+        let known = |identity: &str| Rule::Known {
+            identity: address(identity),
+        };
+        // The same bytes, cut differently.
+        let one = [
+            (address("0.0.0.1"), known("10.0.0.1")),
+            (address("0.0.0.2"), known("10.0.0.2")),
+        ];
+        let other = [(address("::1"), known("::a00:1"))];
+        let digest =
+            |rules: &[(IpAddr, Rule)]| digest(rules.iter().map(|(address, rule)| (*address, rule)));
+        assert_ne!(digest(&one), digest(&other));
+        assert_ne!(digest(&one), digest(&one[..1]));
+        assert_eq!(digest(&one), digest(&one.clone()));
+    }
+
+    #[test]
+    fn rules_suit_addresses_of_their_own_family() {
+        let rule = Rule::Forward {
+            identity: address("2001:db8:1::10"),
+            to: address("2001:db8:3::80"),
+        };
+        assert!(rule.suits(address("2001:db8:2::80")));
+        assert!(!rule.suits(address("10.1.2.128")));
+        let mixed = Rule::Forward {
+            identity: address("2001:db8:1::10"),
+            to: address("10.1.3.128"),
+        };
+        assert!(!mixed.suits(address("2001:db8:2::80")));
+    }
 }

@@ -3,15 +3,14 @@
 //! Never answered: announcements (sender = target) and probes (sender 0, RFC 5227), a VM's question
 //! for its own address, and what another VM on the segment answers itself.
 
-use natmig_common::{Action, Counter, Interface, Role};
+use natmig_common::{Action, Counter, Interface, Ipv4, Role};
 
 use crate::{
-    address::{Address, HardwareAddress},
+    address::{Address as _, AddressIpv4, HardwareAddress},
     environment::Environment,
+    link::Link,
     lookup::{Lookups, Visible, lookup},
     outcome::Outcome,
-    packet::Packet,
-    scratch::Scratch,
 };
 
 /// Hardware type Ethernet, protocol type IPv4, lengths 6 and 4.
@@ -24,21 +23,19 @@ const REPLY: u16 = 2;
 /// What becomes of a message that natmig does not answer.
 const PASS: Outcome = Outcome::Pass(Counter::PassArp);
 
-/// Answers the ARP message at `packet.network`, if it is one that natmig answers.
+/// Answers the ARP message at `link.network`, if it is one that natmig answers.
 #[inline(never)]
 pub(crate) fn answer<E: Environment>(
     environment: &E,
     interface: &Interface,
-    scratch: &mut Scratch,
+    link: &Link,
+    lookups: &mut Lookups,
 ) -> Outcome {
-    let Scratch {
-        packet, lookups, ..
-    } = scratch;
-    if !packet.is_from(Role::Access) || !interface.owns_gateway() {
+    if !link.is_from(Role::Access) || !interface.owns_gateway() {
         return PASS;
     }
     let frame = environment.frame();
-    let Some(message) = frame.window::<28>(packet.network) else {
+    let Some(message) = frame.window::<28>(link.network) else {
         return Outcome::Pass(Counter::PassMalformed);
     };
     if message.number::<0>() != HARDWARE
@@ -48,16 +45,16 @@ pub(crate) fn answer<E: Environment>(
     {
         return PASS;
     }
-    let sender_mac = message.mac::<8, 10, 12>();
-    let sender = message.address::<14, 16>();
-    let target = message.address::<24, 26>();
-    if sender == target || sender.is_none() || target.is_none() || packet.source_mac.is_group() {
+    let sender_mac = message.mac::<8>();
+    let sender = message.address_ipv4::<14>();
+    let target = message.address_ipv4::<24>();
+    if sender == target || sender.is_none() || target.is_none() || link.source_mac.is_group() {
         return PASS;
     }
     if !is_answered(
         environment,
         interface,
-        packet,
+        link,
         lookups,
         sender_mac,
         sender,
@@ -69,13 +66,13 @@ pub(crate) fn answer<E: Environment>(
         return PASS;
     };
     let gateway = environment.gateway_mac();
-    ethernet.set_mac::<0, 2, 4>(packet.source_mac);
-    ethernet.set_mac::<6, 8, 10>(gateway);
+    ethernet.set_mac::<0>(link.source_mac);
+    ethernet.set_mac::<6>(gateway);
     message.set_number::<6>(REPLY);
-    message.set_mac::<8, 10, 12>(gateway);
-    message.set_address::<14, 16>(target);
-    message.set_mac::<18, 20, 22>(sender_mac);
-    message.set_address::<24, 26>(sender);
+    message.set_mac::<8>(gateway);
+    message.set_address_ipv4::<14>(target);
+    message.set_mac::<18>(sender_mac);
+    message.set_address_ipv4::<24>(sender);
     Outcome::Reply(Counter::ArpAnswered)
 }
 
@@ -84,28 +81,28 @@ pub(crate) fn answer<E: Environment>(
 fn is_answered<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
+    link: &Link,
     lookups: &mut Lookups,
     sender_mac: HardwareAddress,
-    sender: Address,
-    target: Address,
+    sender: AddressIpv4,
+    target: AddressIpv4,
 ) -> bool {
-    let mut asked = Visible::NOTHING;
-    lookup(environment, lookups, packet, target, &mut asked);
+    let mut asked = Visible::<Ipv4>::NOTHING;
+    lookup(environment, lookups, link, &target, &mut asked);
     let is_local = asked.action() == Action::Local;
-    let is_on_segment = is_local && asked.ifindex == packet.ingress;
+    let is_on_segment = is_local && asked.ifindex == link.ingress;
     if is_on_segment {
         return false;
     }
-    let prefix = Address::new(interface.prefix);
-    let netmask = Address::new(interface.netmask);
+    let prefix = AddressIpv4::new(interface.prefix);
+    let netmask = AddressIpv4::new(interface.netmask);
     let in_segment = target.shares_prefix(prefix, netmask);
     // Its home may be this segment and its place another segment of this router.
     let is_away = asked.is_away_from_here() || (is_local && in_segment);
     if is_away && sender_mac != asked.mac {
         return true;
     }
-    let mut asking = Visible::NOTHING;
-    lookup(environment, lookups, packet, sender, &mut asking);
+    let mut asking = Visible::<Ipv4>::NOTHING;
+    lookup(environment, lookups, link, &sender, &mut asking);
     asking.is_sender() && !asking.sender_locator.is_none() && !in_segment
 }

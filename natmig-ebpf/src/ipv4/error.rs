@@ -1,10 +1,9 @@
 //! ICMP errors and the packets that they quote (RFC 792; RFC 1812, section 4.3.2.3; RFC 4884).
 
-use crate::{
-    frame::Frame,
-    packet::Packet,
-    parse::{FRAGMENT_OFFSET, coverage},
-};
+use natmig_common::Ipv4;
+
+use super::FRAGMENT_OFFSET;
+use crate::{environment::Environment, packet::Packet, transport::coverage};
 
 /// Length of the ICMP header in front of the quoted packet.
 const ICMP_HEADER: u16 = 8;
@@ -18,8 +17,14 @@ const fn quotes(kind: u8) -> bool {
 
 /// Finds the packet that is quoted in the ICMP message of `length` bytes at `transport`, and what of
 /// its checksums is inside the quote. Leaves `packet.quote` 0 if there is none that can be read.
-#[inline(always)]
-pub(crate) fn parse(frame: &Frame<'_>, packet: &mut Packet, transport: u16, length: u16) {
+#[inline(never)]
+pub(crate) fn parse<E: Environment>(
+    environment: &E,
+    packet: &mut Packet<Ipv4>,
+    transport: u16,
+    length: u16,
+) {
+    let frame = environment.frame();
     let Some(message) = frame.window::<8>(transport) else {
         return;
     };
@@ -50,8 +55,8 @@ pub(crate) fn parse(frame: &Frame<'_>, packet: &mut Packet, transport: u16, leng
     }
     packet.quote = at;
     packet.icmp_checksum = transport.wrapping_add(2);
-    packet.quoted_source = header.address::<12, 14>();
-    packet.quoted_destination = header.address::<16, 18>();
+    packet.quoted_source = header.address_ipv4::<12>();
+    packet.quoted_destination = header.address_ipv4::<16>();
     if total_length < available {
         available = total_length;
     }

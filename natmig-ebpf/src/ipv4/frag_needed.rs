@@ -1,13 +1,14 @@
 //! "Fragmentation needed" (RFC 792, RFC 1191), for a packet that is to be translated: the kernel
 //! would quote what the packet was turned into, so the program answers, quoting what came in.
 
-use natmig_common::{Counter, Interface};
+use natmig_common::{Counter, Interface, Ipv4};
 
 use crate::{
-    address::{Address, HardwareAddress},
+    address::{Address as _, AddressIpv4, HardwareAddress},
     checksum,
     environment::Environment,
     frame::Window,
+    link::Link,
     outcome::Outcome,
     packet::Packet,
 };
@@ -25,14 +26,15 @@ const TTL: u8 = 64;
 pub(crate) fn answer<E: Environment>(
     environment: &E,
     interface: &Interface,
-    packet: &Packet,
+    link: &Link,
+    packet: &Packet<Ipv4>,
     mtu: u16,
 ) -> Option<Outcome> {
-    let address = Address::new(interface.address);
-    if address.is_none() || packet.total_length < QUOTE {
+    let address = AddressIpv4::new(interface.address);
+    if address.is_none() || packet.length < u32::from(QUOTE) {
         return None;
     }
-    let network = packet.network;
+    let network = link.network;
     let tags = {
         let frame = environment.frame();
         // All that is quoted must be in the linear part.
@@ -42,7 +44,7 @@ pub(crate) fn answer<E: Environment>(
     if !environment.reshape(HEADERS, network.wrapping_add(TOTAL)) {
         return None;
     }
-    if write(environment, packet, network, address, mtu, tags).is_none() {
+    if write(environment, link, packet, address, mtu, tags).is_none() {
         return Some(Outcome::Drop(Counter::DropNoRoom));
     }
     Some(Outcome::Reply(Counter::FragNeededSent))
@@ -66,17 +68,17 @@ fn tags(ethernet: &Window<'_, 22>) -> Tags {
 #[inline(always)]
 fn write<E: Environment>(
     environment: &E,
-    packet: &Packet,
-    network: u16,
-    address: Address,
+    link: &Link,
+    packet: &Packet<Ipv4>,
+    address: AddressIpv4,
     mtu: u16,
     tags: Tags,
 ) -> Option<()> {
     let frame = environment.frame();
     let ethernet = frame.window::<22>(0)?;
-    let own: HardwareAddress = packet.destination_mac;
-    ethernet.set_mac::<0, 2, 4>(packet.source_mac);
-    ethernet.set_mac::<6, 8, 10>(own);
+    let own: HardwareAddress = link.destination_mac;
+    ethernet.set_mac::<0>(link.source_mac);
+    ethernet.set_mac::<6>(own);
     let [first, second, third, fourth, fifth] = tags;
     ethernet.set_word::<12>(first);
     ethernet.set_word::<14>(second);
@@ -84,7 +86,7 @@ fn write<E: Environment>(
     ethernet.set_word::<18>(fourth);
     ethernet.set_word::<20>(fifth);
 
-    let message = frame.window::<136>(network.wrapping_add(20))?;
+    let message = frame.window::<136>(link.network.wrapping_add(20))?;
     message.set_byte::<0>(3);
     message.set_byte::<1>(4);
     message.set_number::<2>(0);
@@ -92,7 +94,7 @@ fn write<E: Environment>(
     message.set_number::<6>(mtu);
     message.set_word::<2>(checksum::finish(message.sum()));
 
-    let header = frame.window::<20>(network)?;
+    let header = frame.window::<20>(link.network)?;
     header.set_byte::<0>(0x45);
     header.set_byte::<1>(0xc0);
     header.set_number::<2>(TOTAL);
@@ -101,8 +103,8 @@ fn write<E: Environment>(
     header.set_byte::<8>(TTL);
     header.set_byte::<9>(1);
     header.set_word::<10>(0);
-    header.set_address::<12, 14>(address);
-    header.set_address::<16, 18>(packet.source);
+    header.set_address_ipv4::<12>(address);
+    header.set_address_ipv4::<16>(packet.source);
     header.set_word::<10>(checksum::finish(header.sum()));
     Some(())
 }

@@ -1,0 +1,167 @@
+//! IPv4 (RFC 791): the header as it is read and written.
+
+pub(crate) mod arp;
+pub(crate) mod error;
+mod frag_needed;
+
+use natmig_common::{Counter, Interface, Ipv4};
+
+use crate::{
+    address::{Address as _, AddressIpv4},
+    checksum::Change,
+    environment::Environment,
+    family::Ip,
+    find::{self, Found, Prefix},
+    frame::Frame,
+    link::Link,
+    outcome::Outcome,
+    packet::Packet,
+    scratch::{Scratch, State},
+    translate::Rewrite,
+    transport::{ICMP, coverage},
+};
+
+/// Fields of the header's fragment word.
+const DONT_FRAGMENT: u16 = 0x4000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Length of a header without options.
+const HEADER: u8 = 20;
+
+impl Ip for Ipv4 {
+    type Address = AddressIpv4;
+
+    #[inline(always)]
+    fn split(scratch: &mut Scratch) -> (&mut Link, &mut State<Self>) {
+        (&mut scratch.link, &mut scratch.ipv4)
+    }
+
+    #[inline(always)]
+    fn parse<E: Environment>(
+        environment: &E,
+        link: &mut Link,
+        packet: &mut Packet<Self>,
+    ) -> Option<Counter> {
+        let frame = environment.frame();
+        let Some(header) = frame.window::<20>(link.network) else {
+            return Some(Counter::PassMalformed);
+        };
+        let version = header.byte::<0>();
+        let header_length = (version & 0x0f) << 2;
+        let total_length = header.number::<2>();
+        let end = u32::from(link.network).wrapping_add(u32::from(total_length));
+        link.length = frame.length();
+        if end > link.length {
+            link.length = environment.frame_length();
+        }
+        if version >> 4 != 4
+            || header_length < HEADER
+            || u16::from(header_length) > total_length
+            || end > link.length
+        {
+            return Some(Counter::PassMalformed);
+        }
+        let fragment = header.number::<6>();
+        packet.options = u8::from(header_length != HEADER);
+        packet.length = u32::from(total_length);
+        packet.class = u32::from(header.byte::<1>());
+        packet.hops = header.byte::<8>();
+        packet.protocol = header.byte::<9>();
+        packet.source = header.address_ipv4::<12>();
+        packet.destination = header.address_ipv4::<16>();
+        packet.dont_fragment = u8::from(fragment & DONT_FRAGMENT != 0);
+
+        if fragment & FRAGMENT_OFFSET == 0 {
+            let transport = link.network.wrapping_add(u16::from(header_length));
+            let length = total_length.wrapping_sub(u16::from(header_length));
+            packet.transport = transport;
+            let covered = coverage(packet.protocol);
+            if covered.offset != 0 {
+                let at = transport.wrapping_add(covered.offset);
+                if covered.offset.wrapping_add(2) > length || frame.window::<2>(at).is_none() {
+                    return Some(Counter::PassMalformed);
+                }
+                packet.checksum = at;
+                packet.optional_checksum = u8::from(covered.optional);
+            } else if packet.protocol == ICMP {
+                error::parse(environment, packet, transport, length);
+            }
+        }
+        None
+    }
+
+    /// ARP is not in IPv4.
+    #[inline(always)]
+    fn discover<E: Environment>(
+        _environment: &E,
+        _interface: &Interface,
+        _link: &Link,
+        _state: &mut State<Self>,
+    ) -> Option<Outcome> {
+        None
+    }
+
+    #[inline(always)]
+    fn is_confined(packet: &Packet<Self>) -> bool {
+        packet.destination.is_special()
+    }
+
+    #[inline(always)]
+    fn prefix<E: Environment>(environment: &E, address: AddressIpv4) -> Prefix {
+        find::prefix_ipv4(environment, address)
+    }
+
+    #[inline(always)]
+    fn find<E: Environment>(environment: &E, address: AddressIpv4) -> Found {
+        find::find_ipv4::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn write(
+        frame: &Frame<'_>,
+        link: &Link,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    ) {
+        let Some(header) = frame.window::<20>(link.network) else {
+            return;
+        };
+        let mut covered = addresses;
+        if rewrite.hop != 0 {
+            let old = header.word::<8>();
+            header.set_byte::<8>(packet.hops.wrapping_sub(1));
+            covered = covered.word(old, header.word::<8>());
+        }
+        header.set_word::<10>(covered.apply(header.word::<10>()));
+        header.set_address_ipv4::<12>(rewrite.source);
+        header.set_address_ipv4::<16>(rewrite.destination);
+    }
+
+    #[inline(always)]
+    fn write_quoted(
+        frame: &Frame<'_>,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    ) -> Option<Change> {
+        let header = frame.window::<20>(packet.quote)?;
+        let old = header.word::<10>();
+        let new = addresses.apply(old);
+        header.set_word::<10>(new);
+        header.set_address_ipv4::<12>(rewrite.quoted_source);
+        header.set_address_ipv4::<16>(rewrite.quoted_destination);
+        Some(addresses.word(old, new))
+    }
+
+    #[inline(always)]
+    fn answer_too_big<E: Environment>(
+        environment: &E,
+        interface: &Interface,
+        link: &Link,
+        packet: &Packet<Self>,
+        mtu: u16,
+    ) -> Option<Outcome> {
+        frag_needed::answer(environment, interface, link, packet, mtu)
+    }
+}

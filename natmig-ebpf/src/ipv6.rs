@@ -1,0 +1,177 @@
+//! IPv6 (RFC 8200): the header as it is read and written.
+
+mod error;
+mod extension;
+mod neighbor;
+mod too_big;
+
+use natmig_common::{Counter, Interface, Ipv6};
+
+use crate::{
+    address::{Address as _, AddressIpv6},
+    checksum::Change,
+    environment::Environment,
+    family::Ip,
+    find::{self, Found, Prefix},
+    frame::Frame,
+    link::Link,
+    outcome::Outcome,
+    packet::Packet,
+    scratch::{Scratch, State},
+    translate::Rewrite,
+    transport::{Coverage, ICMPV6, coverage},
+};
+
+/// Length of the fixed header.
+const HEADER: u16 = 40;
+
+/// Where `protocol` has its checksum: as over IPv4, and `ICMPv6`, which has a pseudo-header.
+#[inline(always)]
+fn covered_by(protocol: u8) -> Coverage {
+    if protocol == ICMPV6 {
+        Coverage {
+            offset: 2,
+            optional: false,
+        }
+    } else {
+        coverage(protocol)
+    }
+}
+
+impl Ip for Ipv6 {
+    type Address = AddressIpv6;
+
+    #[inline(always)]
+    fn split(scratch: &mut Scratch) -> (&mut Link, &mut State<Self>) {
+        (&mut scratch.link, &mut scratch.ipv6)
+    }
+
+    #[inline(always)]
+    fn parse<E: Environment>(
+        environment: &E,
+        link: &mut Link,
+        packet: &mut Packet<Self>,
+    ) -> Option<Counter> {
+        let frame = environment.frame();
+        let Some(header) = frame.window::<40>(link.network) else {
+            return Some(Counter::PassMalformed);
+        };
+        let payload = header.number::<4>();
+        let length = u32::from(payload).wrapping_add(u32::from(HEADER));
+        let end = u32::from(link.network).wrapping_add(length);
+        link.length = frame.length();
+        if end > link.length {
+            link.length = environment.frame_length();
+        }
+        if header.byte::<0>() >> 4 != 6 || end > link.length {
+            return Some(Counter::PassMalformed);
+        }
+        packet.length = length;
+        // Without the version, as routing rules see it.
+        packet.class = header.double_word::<0>() & 0x0fff_ffff_u32.to_be();
+        packet.hops = header.byte::<7>();
+        packet.source = header.address_ipv6::<8>();
+        packet.destination = header.address_ipv6::<24>();
+        packet.dont_fragment = 1;
+        packet.options = 0;
+        packet.protocol = header.byte::<6>();
+        let mut transport = link.network.wrapping_add(HEADER);
+        let mut left = payload;
+        if extension::is_one(packet.protocol) {
+            match extension::walk(environment, packet, transport, left) {
+                extension::Walk::Transport { at, length } => {
+                    transport = at;
+                    left = length;
+                }
+                extension::Walk::NoTransport => return None,
+                extension::Walk::Pass(counter) => return Some(counter),
+            }
+        }
+        packet.transport = transport;
+        let covered = covered_by(packet.protocol);
+        if covered.offset != 0 {
+            let at = transport.wrapping_add(covered.offset);
+            if covered.offset.wrapping_add(2) > left || frame.window::<2>(at).is_none() {
+                return Some(Counter::PassMalformed);
+            }
+            packet.checksum = at;
+            packet.optional_checksum = u8::from(covered.optional);
+            if packet.protocol == ICMPV6 {
+                error::parse(environment, packet, transport, left);
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn discover<E: Environment>(
+        environment: &E,
+        interface: &Interface,
+        link: &Link,
+        state: &mut State<Self>,
+    ) -> Option<Outcome> {
+        if state.packet.protocol == ICMPV6 && state.packet.transport != 0 {
+            return neighbor::answer(environment, interface, link, state);
+        }
+        None
+    }
+
+    /// Also by their source: routers must not forward what is from a link-local, loopback or
+    /// multicast address (RFC 4291, sections 2.5 and 2.7).
+    #[inline(always)]
+    fn is_confined(packet: &Packet<Self>) -> bool {
+        packet.destination.is_special() || packet.source.is_special()
+    }
+
+    #[inline(always)]
+    fn prefix<E: Environment>(environment: &E, address: AddressIpv6) -> Prefix {
+        find::prefix_ipv6(environment, address)
+    }
+
+    #[inline(always)]
+    fn find<E: Environment>(environment: &E, address: AddressIpv6) -> Found {
+        find::find_ipv6::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn write(
+        frame: &Frame<'_>,
+        link: &Link,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        _addresses: Change,
+    ) {
+        let Some(header) = frame.window::<40>(link.network) else {
+            return;
+        };
+        if rewrite.hop != 0 {
+            header.set_byte::<7>(packet.hops.wrapping_sub(1));
+        }
+        header.set_address_ipv6::<8>(rewrite.source);
+        header.set_address_ipv6::<24>(rewrite.destination);
+    }
+
+    #[inline(always)]
+    fn write_quoted(
+        frame: &Frame<'_>,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    ) -> Option<Change> {
+        let header = frame.window::<40>(packet.quote)?;
+        header.set_address_ipv6::<8>(rewrite.quoted_source);
+        header.set_address_ipv6::<24>(rewrite.quoted_destination);
+        Some(addresses)
+    }
+
+    #[inline(always)]
+    fn answer_too_big<E: Environment>(
+        environment: &E,
+        interface: &Interface,
+        link: &Link,
+        packet: &Packet<Self>,
+        mtu: u16,
+    ) -> Option<Outcome> {
+        too_big::answer(environment, interface, link, packet, mtu)
+    }
+}

@@ -1,0 +1,42 @@
+//! What natmig needs to know of the protocols above IP: where their checksum is.
+
+/// IP protocols.
+pub(crate) const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DCCP: u8 = 33;
+pub(crate) const ICMPV6: u8 = 58;
+const UDP_LITE: u8 = 136;
+
+/// Where an L4 protocol's checksum is that covers the addresses, and how it ends a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Coverage {
+    /// Offset of the checksum from the L4 header; 0 if there is none.
+    pub(crate) offset: u16,
+    /// Whether zero stands for "no checksum".
+    pub(crate) optional: bool,
+}
+
+/// Where `protocol` has its checksum.
+#[inline(always)]
+pub(crate) fn coverage(protocol: u8) -> Coverage {
+    match protocol {
+        TCP => Coverage {
+            offset: 16,
+            optional: false,
+        },
+        UDP | UDP_LITE => Coverage {
+            offset: 6,
+            optional: true,
+        },
+        DCCP => Coverage {
+            offset: 6,
+            optional: false,
+        },
+        // SCTP's CRC32c covers no addresses, nor does anything in ICMP for IPv4, ESP, GRE.
+        _ => Coverage {
+            offset: 0,
+            optional: false,
+        },
+    }
+}
