@@ -6,11 +6,11 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Role, Version};
+use natmig_common::{Action, FLAG_PROMISCUOUS, Interface, Role};
 
 use super::{
     RouterError,
@@ -18,7 +18,8 @@ use super::{
     instance::Instance,
     interfaces::Attached,
     netlink::{Change, Link, Socket},
-    version::{action, is_home},
+    tables::Bound,
+    version::Decoded,
 };
 
 /// `ETHTOOL_STXCSUM`, include/uapi/linux/ethtool.h.
@@ -45,22 +46,21 @@ enum HostRoute {
     Access { ifindex: u32, mac: [u8; 6] },
 }
 
-fn host_route(version: &Version) -> Option<HostRoute> {
-    if is_home(version) {
+fn host_route(version: &Decoded) -> Option<HostRoute> {
+    if version.is_home() {
         return Some(HostRoute::Port {
             home: version.ifindex,
         });
     }
-    let visiting = action(version) == Action::Local && version.counterpart != [0; 4];
-    visiting.then_some(HostRoute::Access {
+    version.is_visitor().then_some(HostRoute::Access {
         ifindex: version.ifindex,
         mac: version.mac,
     })
 }
 
 /// The interface on which frames for other MAC addresses matter because of a version.
-fn watched(version: &Version) -> Option<u32> {
-    (is_home(version) || action(version) == Action::Local).then_some(version.ifindex)
+fn watched(version: &Decoded) -> Option<u32> {
+    (version.is_home() || version.action == Action::Local).then_some(version.ifindex)
 }
 
 /// The port's address: the dummy address of RFC 7600, which nothing ever talks to.
@@ -71,10 +71,10 @@ const PORT_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 pub(super) struct Kernel {
     pub(super) socket: Socket,
     pub(super) port: Port,
-    routes: AddressMap<HostRoute>,
-    /// The router's addresses by interface.
-    own_addresses: BTreeMap<u32, Ipv4Addr>,
-    watched: BTreeMap<u32, AddressSet>,
+    routes: AddressMap<IpAddr, HostRoute>,
+    /// The router's addresses by interface, of both families.
+    own_addresses: BTreeMap<u32, [Option<IpAddr>; 2]>,
+    watched: BTreeMap<u32, AddressSet<IpAddr>>,
 }
 
 impl Kernel {
@@ -113,10 +113,17 @@ impl Kernel {
         }
         // The program cannot complete a checksum that the kernel left to hardware.
         disable_tx_checksum(&near).map_err(doing())?;
-        write_sysctl(&far, "rp_filter", "0").map_err(doing())?;
+        write_sysctl("ipv4", &far, "rp_filter", "0").map_err(doing())?;
         // A packet that the program leaves to the kernel, to resolve its next hop or to fragment it,
         // comes in here with the router's own address as its source.
-        write_sysctl(&far, "accept_local", "1").map_err(doing())?;
+        write_sysctl("ipv4", &far, "accept_local", "1").map_err(doing())?;
+        for (name, value) in [("accept_ra", "0"), ("forwarding", "1")] {
+            match write_sysctl("ipv6", &far, name, value) {
+                // A kernel without IPv6.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(doing())?,
+            }
+        }
         // Where reverse-path filtering is loose for all interfaces, the kernel drops whatever comes in
         // on an interface without an address.
         socket
@@ -153,14 +160,14 @@ impl Kernel {
     /// version that counts.
     pub(super) fn reconcile(
         &mut self,
-        entries: impl Iterator<Item = (Ipv4Addr, Entry, Version)>,
+        entries: impl Iterator<Item = (Bound, Decoded)>,
         access: &HashSet<u32>,
     ) -> Result<(), RouterError> {
         let mut wanted = AddressMap::default();
-        for (address, entry, version) in entries {
-            self.watch(address, &entry);
+        for (bound, version) in entries {
+            self.watch(&bound);
             if let Some(route) = host_route(&version) {
-                wanted.insert(address, route);
+                wanted.insert(bound.address, route);
             }
         }
         let doing = || RouterError::system("reconcile host routes and neighbours");
@@ -206,7 +213,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn add_route(&self, address: Ipv4Addr, route: HostRoute) -> Change {
+    fn add_route(&self, address: IpAddr, route: HostRoute) -> Change {
         let (ifindex, segment) = match route {
             HostRoute::Port { home } => (self.port.near, home),
             HostRoute::Access { ifindex, .. } => (ifindex, ifindex),
@@ -214,13 +221,16 @@ impl Kernel {
         Change::AddRoute {
             address,
             ifindex,
-            source: self.own_addresses.get(&segment).copied(),
+            source: self
+                .own_addresses
+                .get(&segment)
+                .and_then(|own| own[usize::from(address.is_ipv6())]),
         }
     }
 
     /// Takes note of the router's interfaces: its own addresses on them; that access interfaces
     /// receive frames to the gateway's MAC address, which guests and their peers keep sending long
-    /// after a VM has gone home; and that next hops in the fabric stay resolved.
+    /// after a VM has gone home.
     pub(super) fn adopt(
         &mut self,
         interfaces: &BTreeMap<u32, Attached>,
@@ -229,10 +239,13 @@ impl Kernel {
         let mut changes = Vec::new();
         self.own_addresses.clear();
         for (ifindex, attached) in interfaces {
-            let address = Ipv4Addr::from(attached.interface.address);
-            if !address.is_unspecified() {
-                self.own_addresses.insert(*ifindex, address);
-            }
+            let interface = &attached.interface;
+            let own = [
+                IpAddr::from(interface.address),
+                IpAddr::from(interface.address_ipv6),
+            ];
+            let own = own.map(|address| (!address.is_unspecified()).then_some(address));
+            self.own_addresses.insert(*ifindex, own);
             let is_access = attached.interface.role == Role::Access as u8;
             if is_access && attached.interface.mac != gateway_mac {
                 changes.push(Change::TakeMac {
@@ -241,28 +254,45 @@ impl Kernel {
                 });
             }
         }
-        // The program's look-ups resolve no neighbour, and do not tell the kernel that one is used.
-        let doing = || RouterError::system("keep the fabric's next hops resolved");
-        let gateways = self.socket.gateways().map_err(doing())?;
-        let in_fabric = |ifindex: &u32| {
-            let attached = interfaces.get(ifindex);
-            attached.is_some_and(|attached| attached.interface.role == Role::Fabric as u8)
-        };
-        changes.extend(
-            gateways
-                .into_iter()
-                .filter(|(_, ifindex)| in_fabric(ifindex))
-                .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex }),
-        );
         self.socket.apply(&changes).map_err(RouterError::system(
-            "set up MAC addresses and neighbours of the interfaces",
+            "set up MAC addresses of the interfaces",
         ))
+    }
+
+    /// Has the kernel keep the gateways of its routes resolved: the program's look-ups resolve no
+    /// neighbour, and do not tell the kernel that one is used.
+    pub(super) fn keep_gateways(
+        &mut self,
+        interfaces: &BTreeMap<u32, Attached>,
+    ) -> Result<(), RouterError> {
+        let doing = || RouterError::system("keep the next hops resolved");
+        let gateways = self.socket.gateways().map_err(doing())?;
+        let changes: Vec<Change> = gateways
+            .into_iter()
+            .filter(|(_, ifindex)| interfaces.contains_key(ifindex))
+            .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex })
+            .collect();
+        self.socket.apply(&changes).map_err(doing())
+    }
+
+    /// Gives both ends of the port another MTU.
+    pub(super) fn set_port_mtu(&mut self, mtu: u32) -> Result<(), RouterError> {
+        if self.port.mtu == mtu {
+            return Ok(());
+        }
+        for ifindex in [self.port.near, self.port.far] {
+            self.socket
+                .set_mtu(ifindex, mtu)
+                .map_err(RouterError::system("set the MTU of the router's port"))?;
+        }
+        self.port.mtu = mtu;
+        Ok(())
     }
 
     /// Lets the kernel's routes and neighbours follow versions that count from here on.
     pub(super) fn follow(
         &mut self,
-        versions: impl Iterator<Item = (Ipv4Addr, Version)>,
+        versions: impl Iterator<Item = (IpAddr, Decoded)>,
     ) -> Result<(), RouterError> {
         let mut changes = Vec::new();
         for (address, version) in versions {
@@ -299,9 +329,12 @@ impl Kernel {
     }
 
     /// Notes on which interfaces frames for others matter because of an address.
-    pub(super) fn watch(&mut self, address: Ipv4Addr, entry: &Entry) {
-        let pending = entry.reference().and_then(|_| watched(&entry.pending));
-        let needed = [watched(&entry.current), pending];
+    pub(super) fn watch(&mut self, bound: &Bound) {
+        let address = bound.address;
+        let needed = [
+            watched(&bound.current),
+            bound.pending.as_ref().and_then(watched),
+        ];
         for (ifindex, addresses) in &mut self.watched {
             if !needed.contains(&Some(*ifindex)) {
                 addresses.remove(&address);
@@ -310,6 +343,18 @@ impl Kernel {
         for ifindex in needed.into_iter().flatten() {
             self.watched.entry(ifindex).or_default().insert(address);
         }
+    }
+
+    /// Whether what becomes of an address concerns the kernel: it does not if it never did, and the
+    /// version says nothing of this router's interfaces.
+    pub(super) fn is_concerned(&self, address: IpAddr, version: &Decoded) -> bool {
+        host_route(version).is_some()
+            || watched(version).is_some()
+            || self.routes.contains_key(&address)
+            || self
+                .watched
+                .values()
+                .any(|addresses| addresses.contains(&address))
     }
 
     /// Whether an interface must take frames for others.
@@ -352,6 +397,11 @@ pub(super) fn remove(
     for (address, ifindex, _) in socket.neighbors().map_err(doing())? {
         if interfaces.contains_key(&ifindex) {
             changes.push(Change::RemoveNeighbor { address, ifindex });
+        }
+    }
+    for (address, ifindex) in socket.kept_neighbors().map_err(doing())? {
+        if interfaces.contains_key(&ifindex) {
+            changes.push(Change::LetGoNeighbor { address, ifindex });
         }
     }
     for (address, ifindex) in socket.routes().map_err(doing())? {
@@ -417,20 +467,25 @@ fn disable_tx_checksum(interface: &str) -> io::Result<()> {
     }
 }
 
-fn write_sysctl(interface: &str, name: &str, value: &str) -> io::Result<()> {
-    std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"), value)
+fn write_sysctl(family: &str, interface: &str, name: &str, value: &str) -> io::Result<()> {
+    std::fs::write(
+        format!("/proc/sys/net/{family}/conf/{interface}/{name}"),
+        value,
+    )
 }
 
-/// What the network namespace's settings do to natmig, where that is not what it needs.
-pub(super) fn warnings(interfaces: &[String]) -> Vec<String> {
+/// What the network namespace's settings do to natmig, where that is not what it needs. `ipv6`: some
+/// segment has an IPv6 prefix.
+pub(super) fn warnings(interfaces: &[String], ipv6: bool) -> Vec<String> {
     let read = |path: String| -> u32 {
         std::fs::read_to_string(path)
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0)
     };
-    let conf =
-        |interface: &str, name: &str| read(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"));
+    let conf = |family: &str, interface: &str, name: &str| {
+        read(format!("/proc/sys/net/{family}/conf/{interface}/{name}"))
+    };
     let mut warnings = Vec::new();
     if read("/proc/sys/net/ipv4/ip_forward".to_owned()) == 0 {
         warnings.push(
@@ -439,11 +494,15 @@ pub(super) fn warnings(interfaces: &[String]) -> Vec<String> {
     }
     for interface in interfaces {
         // The kernel takes the larger of the two.
-        if conf("all", "rp_filter").max(conf(interface, "rp_filter")) == 1 {
+        let ipv4 = |name: &str| conf("ipv4", "all", name).max(conf("ipv4", interface, name));
+        if ipv4("rp_filter") == 1 {
             warnings.push(format!("net.ipv4.conf.{interface}.rp_filter is strict, so fall-backs to the kernel may be dropped: set it and net.ipv4.conf.all.rp_filter to 2 or 0"));
         }
-        if conf("all", "send_redirects").max(conf(interface, "send_redirects")) == 1 {
+        if ipv4("send_redirects") == 1 {
             warnings.push(format!("net.ipv4.conf.{interface}.send_redirects is on, so hosts may be told other paths: set it and net.ipv4.conf.all.send_redirects to 0"));
+        }
+        if ipv6 && conf("ipv6", interface, "forwarding") == 0 {
+            warnings.push(format!("net.ipv6.conf.{interface}.forwarding is 0, so IPv6 that comes in there is not forwarded: set net.ipv6.conf.all.forwarding to 1"));
         }
     }
     warnings

@@ -18,7 +18,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkMessage},
     neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage,
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
     },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteVia},
 };
@@ -295,12 +295,11 @@ impl Socket {
         Ok(())
     }
 
-    /// The neighbours of natmig's protocol number, with interface and MAC address.
+    /// The permanent neighbours that natmig made, with interface and MAC address.
     pub(super) fn neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32, [u8; 6])>> {
         let mut neighbors = Vec::new();
-        let protocol = NeighbourAttribute::Protocol(PROTOCOL);
         self.dump_neighbors(|message| {
-            if message.attributes.contains(&protocol) {
+            if message.header.state == NeighbourState::Permanent {
                 let mac = message.attributes.iter().find_map(|attribute| {
                     if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
                         bytes.as_slice().try_into().ok()
@@ -315,7 +314,7 @@ impl Socket {
         Ok(neighbors)
     }
 
-    /// The neighbours that the kernel keeps resolved because it was told to, with interface.
+    /// The neighbours that the kernel keeps resolved because natmig told it to, with interface.
     pub(super) fn kept_neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
         let mut kept = Vec::new();
         self.dump_neighbors(|message| {
@@ -333,12 +332,16 @@ impl Socket {
         Ok(kept)
     }
 
+    /// Calls `each` with the neighbours of natmig's protocol number.
     fn dump_neighbors(&mut self, mut each: impl FnMut(&NeighbourMessage)) -> io::Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
             self.dump(RouteNetlinkMessage::GetNeighbour(request), |message| {
-                if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                let protocol = NeighbourAttribute::Protocol(PROTOCOL);
+                if let RouteNetlinkMessage::NewNeighbour(message) = message
+                    && message.attributes.contains(&protocol)
+                {
                     each(&message);
                 }
             })?;

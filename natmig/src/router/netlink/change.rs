@@ -124,8 +124,10 @@ impl From<&Change> for Request {
             Change::KeepNeighbor { address, ifindex } => {
                 let mut message = neighbor(address, ifindex);
                 // Linux 5.16 and later.
-                let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-                message.attributes.push(managed);
+                message.attributes.extend([
+                    NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed),
+                    NeighbourAttribute::Protocol(PROTOCOL),
+                ]);
                 // Not with a permanent entry, which needs no keeping.
                 Self::new(NewNeighbour(message), replace).ignoring(libc::EINVAL)
             }
