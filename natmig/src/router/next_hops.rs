@@ -9,6 +9,7 @@
 mod decode;
 mod elements;
 mod fib;
+mod follower;
 mod grains;
 mod heartbeat;
 mod keeper;
@@ -27,16 +28,14 @@ use std::{
     os::unix::net::UnixStream,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use ipnet::IpNet;
 use natmig_common::Interface;
 
 use self::{
-    heartbeat::Heartbeat,
-    keeper::{Keeper, Parts},
-    monitor::Monitor,
-    table::Table,
+    follower::Follower, heartbeat::Heartbeat, keeper::Keeper, monitor::Monitor, table::Table,
 };
 use super::{RouterError, instance::Instance, loader, netlink::Socket};
 
@@ -78,16 +77,18 @@ impl NextHops {
         let (wake, woken) = UnixStream::pair().map_err(doing())?;
         wake.set_nonblocking(true).map_err(doing())?;
         woken.set_nonblocking(true).map_err(doing())?;
-        let keeper = Keeper::new(Parts {
-            monitor: Monitor::open().map_err(doing())?,
+        let monitor = Monitor::open().map_err(doing())?;
+        let keeper = Keeper {
+            follower: Follower::new(monitor, interfaces),
             socket: Socket::open().map_err(doing())?,
             table: Table::open(instance)?,
             heartbeat: Heartbeat::new(loader::heartbeat_program(instance)?),
-            interfaces,
             set_routes: Box::new(set_routes),
             messages: received,
             wake: woken,
-        });
+            next_beat: Instant::now(),
+            stopping: false,
+        };
         let thread = thread::Builder::new()
             .name("next-hops".to_owned())
             .spawn(move || keeper.run())

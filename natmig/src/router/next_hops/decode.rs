@@ -253,7 +253,7 @@ impl Parts {
         if !self.plain {
             return None;
         }
-        let paths = if self.ways.is_empty() {
+        let mut paths = if self.ways.is_empty() {
             vec![Path {
                 ifindex: self.ifindex,
                 gateway: self.gateway?,
@@ -262,14 +262,20 @@ impl Parts {
         } else {
             self.ways.iter().copied().collect::<Option<Vec<Path>>>()?
         };
-        Some(Paths {
-            family,
-            paths,
-            mtu: self.mtu.filter(|mtu| *mtu != 0).map(|bytes| RouteMtu {
-                bytes,
-                locked: self.locks & LOCK_MTU != 0,
-            }),
-        })
+        // Their order means nothing.
+        paths.sort_unstable();
+        let mtu = self.mtu.filter(|mtu| *mtu != 0).map(|bytes| RouteMtu {
+            bytes,
+            locked: self.locks & LOCK_MTU != 0,
+        });
+        let mtu = match family {
+            Ip::V4 => mtu,
+            // Without a lock, it is for packets of the router's own.
+            Ip::V6 => mtu.filter(|mtu| mtu.locked),
+        };
+        // Each of several IPv6 ways has metrics of its own, of which the kernel tells one.
+        let told = family == Ip::V4 || paths.len() == 1 || mtu.is_none();
+        told.then_some(Paths { family, paths, mtu })
     }
 }
 

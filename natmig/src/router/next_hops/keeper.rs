@@ -6,17 +6,11 @@
 //! tables does) begins with a withdrawal, after which the program asks the kernel.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     os::{fd::AsFd as _, unix::net::UnixStream},
     sync::mpsc::{Receiver, TryRecvError},
     time::{Duration, Instant},
 };
 
-use natmig_common::{Interface, Role};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage,
-    route::RouteMessage, rule::RuleMessage,
-};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
@@ -25,33 +19,21 @@ use super::{
         netlink::{Change, Socket},
     },
     Message, PrefixRoute,
-    decode::{self, Event, LinkEvent},
+    fib::RouteId,
+    follower::Follower,
+    grains::Grain,
     heartbeat::{self, Heartbeat},
-    links::LinkState,
-    mirror::{Mirror, Update},
-    monitor::{Monitor, MonitorError},
-    paths::{ChangeKind, RouteChange},
-    prefix::Ip,
+    mirror::Update,
+    monitor::MonitorError,
     sets::Way,
-    settings,
     table::Table,
 };
-
-/// Events that are taken in before the tables follow them.
-const EVENTS: usize = 4096;
-
-/// How often everything is read again although nothing seems to be wrong: the kernel does not tell
-/// of every change.
-const AUDIT: Duration = Duration::from_mins(1);
-
-/// How often settings are read that the kernel tells nothing of when they change.
-const SETTINGS: Duration = Duration::from_secs(1);
 
 /// Pause after the kernel's tables could not be read.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Reading routes again takes at most one part in so many of the time.
-const SHARE: u32 = 10;
+/// Pause before routes that are not certain are looked at again.
+const UNCERTAIN: Duration = Duration::from_millis(20);
 
 /// What does not work.
 #[derive(Debug, thiserror::Error)]
@@ -62,91 +44,32 @@ enum KeeperError {
     Router(#[from] RouterError),
 }
 
-/// What is to be read again.
-#[derive(Debug)]
-struct Stale {
-    everything: bool,
-    routes: bool,
-    rules: bool,
-    settings: bool,
-}
-
 /// Has the routes of prefixes changed; `false` if nobody does that any longer.
 pub(super) type Setter = Box<dyn FnMut(Vec<PrefixRoute>) -> bool + Send>;
 
 /// The state of the thread.
 pub(super) struct Keeper {
-    monitor: Monitor,
+    pub(super) follower: Follower,
     /// For neighbours to keep.
-    socket: Socket,
-    mirror: Mirror,
-    table: Table,
-    heartbeat: Heartbeat,
-    set_routes: Setter,
-    messages: Receiver<Message>,
-    wake: UnixStream,
-    links: HashMap<u32, LinkEvent>,
-    interfaces: BTreeMap<u32, Interface>,
-    rules: [bool; 2],
-    stale: Stale,
-    /// Routes are not read again before this.
-    earliest: Instant,
-    audit: Instant,
-    next_settings: Instant,
-    next_beat: Instant,
-    stopping: bool,
-}
-
-/// What a keeper is made of.
-pub(super) struct Parts {
-    pub(super) monitor: Monitor,
     pub(super) socket: Socket,
     pub(super) table: Table,
     pub(super) heartbeat: Heartbeat,
-    pub(super) interfaces: BTreeMap<u32, Interface>,
     pub(super) set_routes: Setter,
     pub(super) messages: Receiver<Message>,
     pub(super) wake: UnixStream,
+    pub(super) next_beat: Instant,
+    pub(super) stopping: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(parts: Parts) -> Self {
-        let now = Instant::now();
-        Self {
-            monitor: parts.monitor,
-            socket: parts.socket,
-            mirror: Mirror::new(),
-            table: parts.table,
-            heartbeat: parts.heartbeat,
-            set_routes: parts.set_routes,
-            messages: parts.messages,
-            wake: parts.wake,
-            links: HashMap::new(),
-            interfaces: parts.interfaces,
-            rules: [false; 2],
-            stale: Stale {
-                everything: true,
-                routes: false,
-                rules: false,
-                settings: false,
-            },
-            earliest: now,
-            audit: now + AUDIT,
-            next_settings: now,
-            next_beat: now,
-            stopping: false,
-        }
-    }
-
     /// Keeps the tables until it is told to stop; then the program asks the kernel.
     pub(super) fn run(mut self) {
         while !self.stopping {
             if let Err(error) = self.turn() {
                 tracing::warn!(%error, "next hops are asked of the kernel until its tables have been read again");
                 self.table.withdraw();
-                self.stale.everything = true;
+                self.follower.doubt();
                 self.wait(RETRY, false);
-                self.take_messages();
             }
         }
         self.table.withdraw();
@@ -155,40 +78,60 @@ impl Keeper {
     /// Does what there is to do, then waits for more.
     fn turn(&mut self) -> Result<(), KeeperError> {
         self.take_messages();
-        let caught_up = self.take_events()?;
-        self.read_again()?;
-        self.follow()?;
-        if caught_up {
-            let now = Instant::now();
-            if now >= self.next_beat && !self.stale.routes {
-                self.check_prefixes()?;
-                self.beat(now)?;
-            }
-            self.wait(self.next_beat.saturating_duration_since(now), true);
+        if self.follower.knows_nothing() {
+            self.table.withdraw();
         }
+        if !self.follower.take_events()? {
+            self.follow()?;
+            return Ok(());
+        }
+        self.follower.read_again()?;
+        self.follow()?;
+        if Instant::now() >= self.next_beat {
+            self.check_prefixes()?;
+        }
+        if !self.follower.is_certain() {
+            self.table.withdraw();
+            self.wait(UNCERTAIN, true);
+            return Ok(());
+        }
+        if self.wait(Duration::ZERO, true) {
+            // Something happened meanwhile.
+            return Ok(());
+        }
+        if Instant::now() >= self.next_beat {
+            self.beat()?;
+        }
+        let rest = self.next_beat.saturating_duration_since(Instant::now());
+        self.wait(rest, true);
         Ok(())
     }
 
-    fn beat(&mut self, now: Instant) -> Result<(), KeeperError> {
+    fn beat(&mut self) -> Result<(), KeeperError> {
         self.heartbeat.beat(&self.table)?;
-        self.next_beat = now + heartbeat::INTERVAL;
+        self.next_beat = Instant::now() + heartbeat::INTERVAL;
         let freed = self.table.reclaim()?;
-        self.mirror.freed(&freed);
+        self.follower.mirror.freed(&freed);
         Ok(())
     }
 
-    /// Sleeps until something happens.
-    fn wait(&self, longest: Duration, events: bool) {
+    /// Sleeps until something happens; whether it did.
+    fn wait(&self, longest: Duration, events: bool) -> bool {
         let mut descriptors = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         if events {
-            descriptors.push(PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN));
+            descriptors.push(PollFd::new(self.follower.as_fd(), PollFlags::POLLIN));
         }
+        // Rounded up: a sleep of less than a millisecond is none.
+        let longest = longest.saturating_add(Duration::from_micros(999) * u32::from(!longest.is_zero()));
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
-        if let Err(error) = poll(&mut descriptors, timeout)
-            && error != nix::errno::Errno::EINTR
-        {
-            tracing::error!(%error, "cannot wait for events of rtnetlink");
-            std::thread::sleep(longest.min(RETRY));
+        match poll(&mut descriptors, timeout) {
+            Ok(ready) => ready > 0,
+            Err(nix::errno::Errno::EINTR) => true,
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for events of rtnetlink");
+                std::thread::sleep(RETRY);
+                true
+            }
         }
     }
 
@@ -198,8 +141,7 @@ impl Keeper {
         loop {
             match self.messages.try_recv() {
                 Ok(Message::Interfaces(interfaces)) => {
-                    self.interfaces = interfaces;
-                    self.stale.settings = true;
+                    self.follower.set_interfaces(interfaces);
                 }
                 Ok(Message::Stop) | Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
@@ -208,212 +150,6 @@ impl Keeper {
                 Err(TryRecvError::Empty) => return,
             }
         }
-    }
-
-    /// Takes events in; whether there are no more.
-    fn take_events(&mut self) -> Result<bool, KeeperError> {
-        if self.stale.everything {
-            return Ok(true);
-        }
-        for _ in 0..EVENTS {
-            match self.monitor.next()? {
-                None => return Ok(true),
-                Some(event) => self.take(event),
-            }
-        }
-        Ok(false)
-    }
-
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Route(route, replaced) => {
-                let kind = if replaced {
-                    ChangeKind::Replaced
-                } else {
-                    ChangeKind::Added
-                };
-                self.mirror.change_route(RouteChange { route, kind });
-            }
-            Event::RouteGone(route) => self.mirror.change_route(RouteChange {
-                route,
-                kind: ChangeKind::Removed,
-            }),
-            Event::Neighbor(way, mac) => self.mirror.set_neighbor(way, mac),
-            Event::NeighborGone(way) => self.mirror.forget_neighbor(way),
-            Event::Link(link) => {
-                let ifindex = link.ifindex;
-                self.links.insert(ifindex, link);
-                self.link_changed(ifindex);
-            }
-            Event::LinkGone(ifindex) => {
-                self.links.remove(&ifindex);
-                self.link_changed(ifindex);
-            }
-            // Of routes that go with an address the kernel does not tell.
-            Event::AddressGone => self.stale.routes = true,
-            Event::Rules => self.stale.rules = true,
-            Event::Settings => self.stale.settings = true,
-            Event::Nexthop(number) => self.mirror.touch_nexthop(number),
-            Event::Nothing => {}
-        }
-        self.stale.routes |= self.mirror.take_doubt();
-    }
-
-    fn link_changed(&mut self, ifindex: u32) {
-        let state = self.links.get(&ifindex).map(|link| self.state(link));
-        // Nor of those that go with an interface.
-        self.stale.routes |= self.mirror.set_link(ifindex, state);
-        self.stale.settings |= self.interfaces.contains_key(&ifindex);
-    }
-
-    fn state(&self, link: &LinkEvent) -> LinkState {
-        LinkState {
-            up: link.up,
-            carrier: link.carrier,
-            mac: link.mac,
-            mtu: link.mtu,
-            mtu_ipv6: if self.interfaces.contains_key(&link.ifindex) {
-                settings::mtu_ipv6(&link.name)
-            } else {
-                0
-            },
-        }
-    }
-
-    /// Reads what is stale.
-    fn read_again(&mut self) -> Result<(), KeeperError> {
-        let now = Instant::now();
-        if now >= self.audit && !self.stale.everything {
-            self.audit = now + AUDIT;
-            self.stale.routes = true;
-        }
-        if self.stale.everything {
-            self.read_everything()?;
-        }
-        if std::mem::take(&mut self.stale.rules) {
-            self.read_rules()?;
-            self.stale.settings = true;
-        }
-        if std::mem::take(&mut self.stale.settings) || now >= self.next_settings {
-            self.next_settings = now + SETTINGS;
-            self.read_settings();
-        }
-        if self.stale.routes {
-            if now >= self.earliest {
-                self.read_routes()?;
-            } else {
-                self.table.withdraw();
-                self.next_beat = self.next_beat.max(now + Duration::from_millis(1));
-            }
-        }
-        Ok(())
-    }
-
-    fn read_everything(&mut self) -> Result<(), KeeperError> {
-        self.table.withdraw();
-        self.monitor.skip()?;
-        let links = self
-            .monitor
-            .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        self.links = links
-            .into_iter()
-            .filter_map(|message| match decode::event(message) {
-                Event::Link(link) => Some((link.ifindex, link)),
-                _ => None,
-            })
-            .collect();
-        self.read_settings();
-        let mut neighbors = HashMap::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut request = NeighbourMessage::default();
-            request.header.family = family;
-            for message in self
-                .monitor
-                .dump(&RouteNetlinkMessage::GetNeighbour(request))?
-            {
-                if let Event::Neighbor(way, Some(mac)) = decode::event(message) {
-                    neighbors.insert(way, mac);
-                }
-            }
-        }
-        self.mirror.replace_neighbors(neighbors);
-        self.read_rules()?;
-        self.read_settings();
-        self.read_routes()?;
-        self.stale = Stale {
-            everything: false,
-            routes: false,
-            rules: false,
-            settings: false,
-        };
-        self.audit = Instant::now() + AUDIT;
-        Ok(())
-    }
-
-    fn read_rules(&mut self) -> Result<(), KeeperError> {
-        for (family, number) in FAMILIES {
-            let mut request = RuleMessage::default();
-            request.header.family = number;
-            let messages = self.monitor.dump(&RouteNetlinkMessage::GetRule(request))?;
-            let rules: Vec<RuleMessage> = messages
-                .into_iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRule(rule) => Some(rule),
-                    _ => None,
-                })
-                .collect();
-            self.rules[family.index()] = decode::rules_are_plain(&rules, family);
-        }
-        Ok(())
-    }
-
-    /// Reads all routes; what that changes was not told of.
-    fn read_routes(&mut self) -> Result<(), KeeperError> {
-        let begun = Instant::now();
-        let mut changed = 0;
-        for (family, number) in FAMILIES {
-            let mut request = RouteMessage::default();
-            request.header.address_family = number;
-            let messages = self.monitor.dump(&RouteNetlinkMessage::GetRoute(request))?;
-            let routes = messages
-                .into_iter()
-                .filter_map(|message| match decode::event(message) {
-                    Event::Route(route, _) => Some(route),
-                    _ => None,
-                })
-                .collect();
-            changed += self.mirror.replace_routes(family, routes);
-        }
-        self.mirror.take_doubt();
-        self.stale.routes = false;
-        let took = begun.elapsed();
-        self.earliest = begun + took * SHARE;
-        let (prefixes, routes) = self.mirror.sizes();
-        tracing::debug!(prefixes, routes, changed, ?took, "read the kernel's routes");
-        Ok(())
-    }
-
-    fn read_settings(&mut self) {
-        let links: HashMap<u32, LinkState> = self
-            .links
-            .iter()
-            .map(|(ifindex, link)| (*ifindex, self.state(link)))
-            .collect();
-        self.mirror.replace_links(links);
-        let mut plain = self.rules;
-        let through = |role| role != 0 && role != Role::Kernel as u8;
-        for (ifindex, interface) in &self.interfaces {
-            if through(interface.role)
-                && let Some(link) = self.links.get(ifindex)
-            {
-                for (plain, forwards) in plain.iter_mut().zip(settings::forwards(&link.name)) {
-                    *plain &= forwards;
-                }
-            }
-        }
-        self.mirror
-            .set_rules(plain, settings::forwards_by_route_mtu());
-        self.mirror.set_interfaces(self.interfaces.clone());
     }
 
     /// Lets the tables follow what was read.
@@ -425,7 +161,7 @@ impl Keeper {
             unused,
             keep,
             let_go,
-        } = self.mirror.update();
+        } = self.follower.mirror.update();
         if routes.is_empty() && grains.is_empty() && unused.is_empty() {
             self.keep_neighbors(&keep, &let_go);
             return Ok(());
@@ -455,8 +191,8 @@ impl Keeper {
     /// Finds prefixes that came since, and sets their routes.
     fn check_prefixes(&mut self) -> Result<(), KeeperError> {
         let (chunks, slots) = self.table.tracked();
-        self.mirror.track(&chunks, &slots);
-        let differences = self.table.differences(self.mirror.grains());
+        self.follower.mirror.track(&chunks, &slots);
+        let differences = self.table.differences(self.follower.mirror.grains());
         if !differences.is_empty() {
             tracing::debug!(prefixes = differences.len(), "prefixes get their routes");
             self.table.withdraw();
@@ -465,7 +201,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn change_prefixes(&mut self, grains: Vec<(super::grains::Grain, u16)>) {
+    fn change_prefixes(&mut self, grains: Vec<(Grain, RouteId)>) {
         let changes = grains
             .into_iter()
             .map(|(grain, route)| PrefixRoute {
@@ -497,8 +233,3 @@ impl Keeper {
         }
     }
 }
-
-const FAMILIES: [(Ip, AddressFamily); 2] = [
-    (Ip::V4, AddressFamily::Inet),
-    (Ip::V6, AddressFamily::Inet6),
-];

@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, mem::offset_of};
 
 use natmig_common::{
-    CHUNK_COUNT, CHUNK_LENGTH, Activity, Heartbeat, NextHop, PrefixBucket, PrefixIpv4, Route,
+    Activity, CHUNK_COUNT, CHUNK_LENGTH, Heartbeat, NextHop, PrefixBucket, PrefixIpv4, Route,
     WIDE_PREFIXES, names,
 };
 
@@ -45,7 +45,7 @@ impl Table {
     /// Opens the maps of an instance and makes them say nothing.
     pub(super) fn open(instance: &Instance) -> Result<Self, RouterError> {
         let directory = instance.maps();
-        let table = Self {
+        let mut table = Self {
             routes: open(&directory, names::ROUTES)?,
             next_hops: open(&directory, names::NEXT_HOPS)?,
             heartbeat: open(&directory, names::HEARTBEAT)?,
@@ -62,10 +62,8 @@ impl Table {
             table.routes.store(route, 0, Route::NONE);
         }
         grace::fast(&table.activity)?;
-        Ok(Self {
-            runs: vec![None; table.routes.len()],
-            ..table
-        })
+        table.runs = vec![None; table.routes.len()];
+        Ok(table)
     }
 
     /// Has the program ask the kernel for everything.
