@@ -171,7 +171,7 @@ impl Ip for Ipv6 {
         link: &Link,
         packet: &Packet<Self>,
         mtu: u16,
-    ) -> Option<Outcome> {
+    ) -> Option<Counter> {
         too_big::answer(environment, interface, link, packet, mtu)
     }
 }

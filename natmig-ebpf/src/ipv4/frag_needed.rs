@@ -9,7 +9,6 @@ use crate::{
     environment::Environment,
     frame::Window,
     link::Link,
-    outcome::Outcome,
     packet::Packet,
 };
 
@@ -21,7 +20,9 @@ const HEADERS: u16 = 28;
 const TOTAL: u16 = 156;
 const TTL: u8 = 64;
 
-/// Turns the frame into an answer to its sender. `None`, the frame as it was, if that cannot be.
+/// Turns the frame into an answer to its sender. The counter of the answer, or
+/// [`Counter::DropNoRoom`] if the frame has no room for it; `None`, the frame as it was, if none can be
+/// given.
 #[inline(never)]
 pub(crate) fn answer<E: Environment>(
     environment: &E,
@@ -29,7 +30,7 @@ pub(crate) fn answer<E: Environment>(
     link: &Link,
     packet: &Packet<Ipv4>,
     mtu: u16,
-) -> Option<Outcome> {
+) -> Option<Counter> {
     let address = AddressIpv4::new(interface.address);
     if address.is_none() || packet.length < u32::from(QUOTE) {
         return None;
@@ -45,9 +46,9 @@ pub(crate) fn answer<E: Environment>(
         return None;
     }
     if write(environment, link, packet, address, mtu, tags).is_none() {
-        return Some(Outcome::Drop(Counter::DropNoRoom));
+        return Some(Counter::DropNoRoom);
     }
-    Some(Outcome::Reply(Counter::FragNeededSent))
+    Some(Counter::FragNeededSent)
 }
 
 /// The bytes of the Ethernet header from its `EtherType` on, as far as they may be tags.

@@ -61,7 +61,9 @@ pub enum RouterError {
         segment: SegmentName,
     },
     /// A rule has addresses of both families.
-    #[error("{address} is of another family than the address whose rule names it: bind IPv4 to IPv4 and IPv6 to IPv6")]
+    #[error(
+        "{address} is of another family than the address whose rule names it: bind IPv4 to IPv4 and IPv6 to IPv6"
+    )]
     OtherFamily {
         /// The address.
         address: IpAddr,
@@ -73,7 +75,9 @@ pub enum RouterError {
         prefix: IpNet,
     },
     /// A locator pool that the tables cannot hold.
-    #[error("locator pool {pool} cannot be used: an IPv6 pool has a /64 or a part of one, and a /64 has one pool")]
+    #[error(
+        "locator pool {pool} cannot be used: an IPv6 pool has a /64 or a part of one, and a /64 has one pool"
+    )]
     UnsuitablePool {
         /// The pool.
         pool: Ipv6Net,

@@ -31,9 +31,15 @@ impl<F: Net> FamilyMaps<F> {
 
     /// Elements of the binding counters of an entry, one per bank.
     pub(super) fn counters_of(&self, entry: u32) -> impl Iterator<Item = usize> + use<F> {
-        let (capacity, len) = (self.entries.len(), self.counters.len());
-        let banks = len.checked_div(capacity).unwrap_or(0);
+        let capacity = self.entries.len();
+        let banks = self.banks() as usize;
         (0..banks).map(move |bank| bank * capacity + entry as usize)
+    }
+
+    /// Banks of counters; 0 if nothing is counted.
+    pub(super) fn banks(&self) -> u32 {
+        let banks = self.counters.len().checked_div(self.entries.len());
+        u32::try_from(banks.unwrap_or(0)).unwrap_or(0)
     }
 }
 
@@ -61,8 +67,49 @@ pub(super) struct Maps {
     pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,
-    /// Bytes of kernel memory that all maps take.
-    pub(super) bytes: u64,
+}
+
+/// Bytes of kernel memory that an instance's maps take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MapBytes {
+    /// What grows with the IPv4 addresses that there is room for, or that are bound.
+    pub ipv4: u64,
+    /// As `ipv4`.
+    pub ipv6: u64,
+    /// All else.
+    pub shared: u64,
+}
+
+impl MapBytes {
+    /// All together.
+    pub const fn total(&self) -> u64 {
+        self.ipv4 + self.ipv6 + self.shared
+    }
+
+    /// What the maps pinned in a directory take, as they are.
+    pub(super) fn of(directory: &Path) -> Result<Self, RouterError> {
+        let mut bytes = Self::default();
+        for name in names::MAPS {
+            let path = directory.join(name);
+            let memory = super::bpf::open_pin(&path, false)
+                .and_then(MapHandle::new)
+                .and_then(|map| map.memory())
+                .map_err(RouterError::system(format!(
+                    "open the pinned map {}",
+                    path.display()
+                )))?;
+            match name {
+                names::ENTRIES_IPV4 | names::INDEX_IPV4 | names::BINDING_COUNTERS_IPV4 => {
+                    bytes.ipv4 += memory;
+                }
+                names::ENTRIES_IPV6 | names::INDEX_IPV6 | names::BINDING_COUNTERS_IPV6 => {
+                    bytes.ipv6 += memory;
+                }
+                _ => bytes.shared += memory,
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 impl Maps {
@@ -72,10 +119,6 @@ impl Maps {
             directory,
             read_only,
         };
-        let mut bytes = 0;
-        for name in names::MAPS {
-            bytes += opener.bytes(name)?;
-        }
         Ok(Self {
             meta: opener.memory(names::META)?,
             ipv4: FamilyMaps {
@@ -101,7 +144,6 @@ impl Maps {
             vlans: opener.map::<VlanKey, u32>(names::VLANS)?,
             counters: opener.map::<u32, Traffic>(names::COUNTERS)?,
             totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
-            bytes,
         })
     }
 
@@ -140,7 +182,10 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     fn doing(&self, name: &str) -> String {
-        format!("open the pinned map {}", self.directory.join(name).display())
+        format!(
+            "open the pinned map {}",
+            self.directory.join(name).display()
+        )
     }
 
     fn map<K, V>(&self, name: &str) -> Result<MapHandle, RouterError> {
@@ -155,13 +200,5 @@ impl Opener<'_> {
         self.map::<u32, V>(name)?
             .map_memory(!self.read_only)
             .map_err(RouterError::system(format!("map {name} into memory")))
-    }
-
-    fn bytes(&self, name: &str) -> Result<u64, RouterError> {
-        let path = self.directory.join(name);
-        super::bpf::open_pin(&path, false)
-            .and_then(MapHandle::new)
-            .and_then(|map| map.memory())
-            .map_err(RouterError::system(self.doing(name)))
     }
 }

@@ -36,14 +36,15 @@ use std::{
     net::IpAddr,
 };
 
+use bytemuck::Zeroable as _;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use natmig_common::{Entry, Ipv4, Ipv6, Reference, SlotState, Version};
 
 pub(super) use self::{
     entries::{Entries, total_key},
     prefixes::Prefixes,
-    prefixes_ipv4::{PrefixesIpv4, find as find_ipv4},
-    prefixes_ipv6::{PrefixesIpv6, find as find_ipv6, find_block as find_block_ipv6},
+    prefixes_ipv4::PrefixesIpv4,
+    prefixes_ipv6::PrefixesIpv6,
 };
 use super::{RouterError, family::Net, grace, maps::Maps, version::Decoded};
 use crate::rule::TransactionId;
@@ -71,10 +72,10 @@ impl<F: Net> Write<F> {
             current: if self.early {
                 self.version
             } else {
-                Version::default()
+                Version::zeroed()
             },
             pending: self.version,
-            ..Entry::default()
+            ..Entry::zeroed()
         }
     }
 }
@@ -91,6 +92,17 @@ impl Writes {
         self.ipv4.is_empty() && self.ipv6.is_empty()
     }
 
+    /// Brings the addresses of each family into ascending order.
+    pub(super) fn sort(&mut self) {
+        sort(&mut self.ipv4);
+        sort(&mut self.ipv6);
+    }
+
+    /// An address that is there twice; they are in order.
+    pub(super) fn twice(&self) -> Option<IpAddr> {
+        twice(&self.ipv4).or_else(|| twice(&self.ipv6))
+    }
+
     /// The addresses and what becomes of them.
     pub(super) fn decoded(&self) -> impl Iterator<Item = (IpAddr, Decoded)> {
         fn each<F: Net>(writes: &[Write<F>]) -> impl Iterator<Item = (IpAddr, Decoded)> {
@@ -100,6 +112,17 @@ impl Writes {
         }
         each(&self.ipv4).chain(each(&self.ipv6))
     }
+}
+
+fn sort<F: Net>(writes: &mut [Write<F>]) {
+    // Stable, because that is fast with a few ascending runs one after the other.
+    writes.sort_by_key(|write| write.address);
+}
+
+fn twice<F: Net>(writes: &[Write<F>]) -> Option<IpAddr> {
+    let mut pairs = writes.windows(2);
+    let pair = pairs.find(|pair| pair[0].address == pair[1].address)?;
+    Some(F::address(pair[0].address))
 }
 
 /// An address's entry, of whichever family.
@@ -113,6 +136,16 @@ pub(super) struct Bound {
 }
 
 impl Bound {
+    /// An address without an entry.
+    pub(super) const fn none(address: IpAddr) -> Self {
+        Self {
+            address,
+            current: Decoded::ABSENT,
+            pending: None,
+            reference: None,
+        }
+    }
+
     fn of<F: Net>(entry: &Entry<F>) -> Self {
         let reference = entry.reference();
         Self {
@@ -267,9 +300,7 @@ impl Tables {
         let held = self.held.get(&id);
         let ipv4 = held.map(|held| self.entries_of::<Ipv4>(held));
         let ipv6 = held.map(|held| self.entries_of::<Ipv6>(held));
-        ipv4.into_iter()
-            .flatten()
-            .chain(ipv6.into_iter().flatten())
+        ipv4.into_iter().flatten().chain(ipv6.into_iter().flatten())
     }
 
     fn entries_of<'a, F: Net>(
@@ -304,7 +335,11 @@ impl Tables {
     ///
     /// Fails without a change if there is no room to say it of a /24 alone: the caller says 0 of
     /// its /16 instead.
-    pub(super) fn set_route_ipv4(&mut self, prefix: Ipv4Net, route: u16) -> Result<(), RouterError> {
+    pub(super) fn set_route_ipv4(
+        &mut self,
+        prefix: Ipv4Net,
+        route: u16,
+    ) -> Result<(), RouterError> {
         self.ipv4.prefixes.set_route(&self.maps, prefix, route)
     }
 
@@ -312,7 +347,11 @@ impl Tables {
     /// does one that an address is bound in for the first time: see [`Tables::prefixes_ipv6`].
     ///
     /// Fails without a change if there is no room to say anything of the prefix: then it takes 0.
-    pub(super) fn set_route_ipv6(&mut self, prefix: Ipv6Net, route: u16) -> Result<(), RouterError> {
+    pub(super) fn set_route_ipv6(
+        &mut self,
+        prefix: Ipv6Net,
+        route: u16,
+    ) -> Result<(), RouterError> {
         self.ipv6.prefixes.set_route(&self.maps, prefix, route)
     }
 

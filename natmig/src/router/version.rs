@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use bytemuck::Zeroable as _;
 use natmig_common::{Action, FLAG_HOME_EDGE, Mac, Version};
 
 use super::{RouterError, family::Net};
@@ -47,7 +48,7 @@ impl Segments {
 
     /// The version that does what a rule says; all of its addresses are of the family.
     pub(super) fn version<F: Net>(&self, rule: &Rule) -> Result<Version<F>, RouterError> {
-        let mut version = Version::<F>::default();
+        let mut version = Version::<F>::zeroed();
         let octets = |address: IpAddr| {
             F::of(address)
                 .map(F::octets)
@@ -194,7 +195,7 @@ pub(super) fn same<F: Net>(one: &Version<F>, other: &Version<F>) -> bool {
     let relevant = |version: &Version<F>| {
         let mut version = *version;
         match action(&version) {
-            Action::Absent => version = Version::default(),
+            Action::Absent => version = Version::zeroed(),
             Action::Local => version.forward = F::UNSPECIFIED,
             Action::Away | Action::Deliver | Action::Forward | Action::Known => {}
         }

@@ -74,7 +74,8 @@ fn clear_entry<F: Net>(maps: &FamilyMaps<F>, number: u32) {
     let from = use_offset::<F>();
     let at = number as usize;
     maps.entries.write(at, from, &zero[..8]);
-    maps.entries.write(at, from + 8, &zero[from + 8..size_of::<Entry<F>>()]);
+    maps.entries
+        .write(at, from + 8, &zero[from + 8..size_of::<Entry<F>>()]);
     maps.entries.write(at, 0, &zero[..from]);
 }
 
@@ -433,10 +434,6 @@ impl<F: Net> Entries<F> {
             return Ok(false);
         };
         let family = F::maps(maps);
-        let narrow = self.blocks.iter().find(|(_, block)| **block == first);
-        let Some(narrow) = narrow.map(|(narrow, _)| *narrow) else {
-            return Ok(false);
-        };
         let numbers: Vec<u32> = (first..first + BLOCK_LENGTH)
             .filter(|number| self.slabs.is_used(*number))
             .collect();
@@ -516,7 +513,10 @@ impl<F: Net> Entries<F> {
             return Ok(());
         }
         let family = F::maps(maps);
-        for element in numbers.iter().flat_map(|number| family.counters_of(*number)) {
+        for element in numbers
+            .iter()
+            .flat_map(|number| family.counters_of(*number))
+        {
             for word in family.counters.words(element) {
                 if word.load(std::sync::atomic::Ordering::Relaxed) != 0 {
                     word.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -578,7 +578,11 @@ fn carry_over<F: Net>(maps: &Maps, from: u32, to: u32) -> Result<(), RouterError
         return Ok(());
     };
     if !maps.totals.insert(&to, &total).map_err(doing())? {
-        let known: BindingTotal = maps.totals.lookup(&to).map_err(doing())?.unwrap_or_default();
+        let known: BindingTotal = maps
+            .totals
+            .lookup(&to)
+            .map_err(doing())?
+            .unwrap_or_default();
         let sum = BindingTotal {
             packets_to: known.packets_to + total.packets_to,
             bytes_to: known.bytes_to + total.bytes_to,

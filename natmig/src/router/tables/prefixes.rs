@@ -14,6 +14,10 @@ pub(in crate::router) trait Prefixes<F: Net>: std::fmt::Debug + Sized {
     /// than have addresses there.
     fn adopt(maps: &Maps) -> Self;
 
+    /// What leads to an address, as a packet finds it: whether the index does, and the first entry
+    /// of its block, which goes before.
+    fn lead(maps: &Maps, address: F::Number) -> (bool, Option<u32>);
+
     /// The blocks that the maps name: narrow prefix and first entry, not checked.
     fn blocks(&self, maps: &Maps) -> Vec<(F::Number, u32)>;
 

@@ -72,9 +72,14 @@ pub(super) fn route(maps: &Maps, address: u32) -> u16 {
     get(maps, element_of(maps, address)).route
 }
 
-/// The block of an address's /24, as a packet finds it.
-pub(in crate::router) fn find(maps: &Maps, address: u32) -> PrefixIpv4 {
-    get(maps, element_of(maps, address))
+/// What leads to an address, as a packet finds it: whether the index does, or the first entry of
+/// its block.
+fn lead(maps: &Maps, address: u32) -> (bool, Option<u32>) {
+    let block = get(maps, element_of(maps, address)).block;
+    (
+        block == PrefixIpv4::HASH,
+        block.checked_sub(PrefixIpv4::FIRST),
+    )
 }
 
 impl PrefixesIpv4 {
@@ -239,6 +244,10 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         }
     }
 
+    fn lead(maps: &Maps, address: u32) -> (bool, Option<u32>) {
+        lead(maps, address)
+    }
+
     fn blocks(&self, maps: &Maps) -> Vec<(u32, u32)> {
         let mut blocks = Vec::new();
         for wide in 0..WIDE_PREFIXES {
@@ -269,7 +278,14 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
             }
         } else {
             let block = PrefixIpv4::HASH;
-            set(maps, wide, PrefixIpv4 { block, ..get(maps, wide) });
+            set(
+                maps,
+                wide,
+                PrefixIpv4 {
+                    block,
+                    ..get(maps, wide)
+                },
+            );
         }
         Ok(())
     }
@@ -293,7 +309,14 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
             }
         } else if left == 0 {
             let block = PrefixIpv4::NONE;
-            set(maps, wide, PrefixIpv4 { block, ..get(maps, wide) });
+            set(
+                maps,
+                wide,
+                PrefixIpv4 {
+                    block,
+                    ..get(maps, wide)
+                },
+            );
         }
     }
 
@@ -352,7 +375,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
             .narrow
             .iter()
             .filter(|(narrow, bits)| {
-                **bits != FULL && find(maps, **narrow).pool <= PrefixIpv4::WHOLE
+                **bits != FULL && get(maps, element_of(maps, **narrow)).pool <= PrefixIpv4::WHOLE
             })
             .count();
         if missing > self.free_masks.len() {

@@ -14,12 +14,7 @@ use natmig_common::{
 };
 
 use super::{
-    super::{
-        RouterError,
-        bpf::Shared,
-        grace,
-        maps::Maps,
-    },
+    super::{RouterError, bpf::Shared, grace, maps::Maps},
     prefixes::Prefixes,
 };
 
@@ -96,7 +91,8 @@ fn place_prefix(maps: &Maps, place: Place, prefix: &PrefixIpv6) -> Result<(), Ro
     grace::fast(&maps.activity)?;
     let from = slot * SLOT;
     maps.prefixes_ipv6.write(bucket, from, &bytes[..WORD]);
-    maps.prefixes_ipv6.write(bucket, from + POOL, &bytes[POOL..]);
+    maps.prefixes_ipv6
+        .write(bucket, from + POOL, &bytes[POOL..]);
     step!("prefix:filled");
     grace::fast(&maps.activity)?;
     set_word(maps, place, &PrefixIpv6 { used: 1, ..*prefix });
@@ -138,8 +134,8 @@ fn free_block(maps: &Maps, narrow: u128) -> Option<Place> {
     free_slot(&maps.blocks_ipv6, block_places(narrow), is_used)
 }
 
-/// The slot of a /64, as a packet finds it.
-pub(in crate::router) fn find(maps: &Maps, address: u128) -> Option<PrefixIpv6> {
+/// The slot of a /64.
+fn find(maps: &Maps, address: u128) -> Option<PrefixIpv6> {
     let high = high_of(address);
     let slots = prefix_places(high).map(|bucket| maps.prefixes_ipv6.get(bucket).slots);
     slots
@@ -148,15 +144,23 @@ pub(in crate::router) fn find(maps: &Maps, address: u128) -> Option<PrefixIpv6> 
         .find(|slot| slot.used != 0 && slot.prefix == high.to_be_bytes())
 }
 
-/// The block of an address, as a packet finds it.
-pub(in crate::router) fn find_block(maps: &Maps, address: u128) -> Option<u32> {
+/// What leads to an address, as a packet finds it: whether the index does, and the first entry of
+/// its block, which goes before.
+fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
+    let flags = find(maps, address).map(|slot| slot.flags);
+    let overflowed = prefix_places(high_of(address))
+        .into_iter()
+        .any(|bucket| prefix_at(maps, (bucket, 0)).flags & BUCKET_OVERFLOWED != 0);
+    let flags = flags.unwrap_or(if overflowed { PREFIX_HASH } else { 0 });
     let narrow = address & !0xff;
-    let slots = block_places(narrow).map(|bucket| maps.blocks_ipv6.get(bucket).slots);
-    slots
+    let block = block_places(narrow)
+        .map(|bucket| maps.blocks_ipv6.get(bucket).slots)
         .into_iter()
         .flatten()
         .find(|slot| slot.used != 0 && slot.prefix == narrow.to_be_bytes())
-        .map(|slot| slot.first)
+        .map(|slot| slot.first);
+    let block = block.filter(|_| flags & PREFIX_BLOCKS != 0);
+    (flags & PREFIX_HASH != 0, block)
 }
 
 /// The route of an address's prefix.
@@ -278,7 +282,12 @@ impl PrefixesIpv6 {
     }
 
     /// Sets the pool in a /64, or none.
-    fn set_pool(&mut self, maps: &Maps, high: u64, pool: Option<Ipv6Net>) -> Result<(), RouterError> {
+    fn set_pool(
+        &mut self,
+        maps: &Maps,
+        high: u64,
+        pool: Option<Ipv6Net>,
+    ) -> Result<(), RouterError> {
         let Some(place) = self.ensure(maps, high)? else {
             let prefix = pool.unwrap_or_default().into();
             return Err(RouterError::NoPrefixRoom { prefix });
@@ -286,7 +295,14 @@ impl PrefixesIpv6 {
         let slot = prefix_at(maps, place);
         let store_length = |pool_length: u8| {
             let slot = prefix_at(maps, place);
-            set_word(maps, place, &PrefixIpv6 { pool_length, ..slot });
+            set_word(
+                maps,
+                place,
+                &PrefixIpv6 {
+                    pool_length,
+                    ..slot
+                },
+            );
         };
         let Some(pool) = pool else {
             store_length(0);
@@ -351,6 +367,10 @@ impl Prefixes<Ipv6> for PrefixesIpv6 {
             }
         }
         prefixes
+    }
+
+    fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
+        lead(maps, address)
     }
 
     fn blocks(&self, maps: &Maps) -> Vec<(u128, u32)> {
@@ -456,7 +476,8 @@ impl Prefixes<Ipv6> for PrefixesIpv6 {
         }
         let known: Vec<u64> = self.wides.keys().copied().collect();
         for high in known {
-            let has_pool = find(maps, u128::from(high) << 64).is_some_and(|slot| slot.pool_length != 0);
+            let has_pool =
+                find(maps, u128::from(high) << 64).is_some_and(|slot| slot.pool_length != 0);
             if has_pool && !wanted.contains_key(&high) {
                 self.set_pool(maps, high, None)?;
             }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytemuck::Zeroable as _;
 use natmig_common::{Action, Entry, Ipv4, Ipv6, Reference, Slot, SlotState, Version};
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
     },
     APPLY, Progress, Tables, Transaction, Write, Writes,
     entries::{set_absent, set_action, set_reference},
-    slots,
+    slots, sort, twice,
 };
 use crate::rule::TransactionId;
 
@@ -96,7 +97,7 @@ impl Tables {
         for write in writes {
             let entry = entries
                 .find(write.address)
-                .map_or_else(Entry::default, |number| family.entries.get(number as usize));
+                .map_or_else(Entry::zeroed, |number| family.entries.get(number as usize));
             let version = if entry.reference == held.reference.raw() {
                 ours += 1;
                 entry.pending
@@ -117,14 +118,8 @@ impl Tables {
         segments: &Segments,
     ) -> Result<Plan<F>, RouterError> {
         let (family, entries) = (F::maps(&self.maps), F::entries(self));
-        if !writes.is_sorted_by_key(|write| write.address) {
-            writes.sort_by_key(|write| write.address);
-        }
-        let twice = writes
-            .windows(2)
-            .find(|pair| pair[0].address == pair[1].address);
-        if let Some([write, ..]) = twice {
-            let address = F::address(write.address);
+        sort(&mut writes);
+        if let Some(address) = twice(&writes) {
             return Err(RouterError::Twice { address });
         }
         let mut changed = Vec::new();
@@ -446,9 +441,7 @@ impl Tables {
         report: &mut ApplyReport,
     ) -> Vec<Write<F>> {
         let (family, entries) = (F::maps(&self.maps), F::entries(self));
-        if !wanted.is_sorted_by_key(|write| write.address) {
-            wanted.sort_by_key(|write| write.address);
-        }
+        sort(&mut wanted);
         let mut removed = Vec::new();
         if !merge {
             // Entries in a row are mostly addresses in a row.
@@ -456,18 +449,23 @@ impl Tables {
             for entry in entries.iter(&self.maps) {
                 let address = F::number(entry.address);
                 let after = |at: usize| at == 0 || wanted[at - 1].address < address;
-                let before = wanted.get(next).is_none_or(|write| write.address >= address);
+                let before = wanted
+                    .get(next)
+                    .is_none_or(|write| write.address >= address);
                 if !(before && after(next)) {
                     next = wanted.partition_point(|write| write.address < address);
                 }
-                if wanted.get(next).is_some_and(|write| write.address == address) {
+                if wanted
+                    .get(next)
+                    .is_some_and(|write| write.address == address)
+                {
                     next += 1;
                 } else if entry.reference != 0 {
                     report.held += 1;
                 } else if action(&entry.current) != Action::Absent {
                     removed.push(Write {
                         address,
-                        version: Version::default(),
+                        version: Version::zeroed(),
                         early: false,
                     });
                 }
