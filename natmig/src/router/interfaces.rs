@@ -42,11 +42,23 @@ pub(super) struct Found {
     pub(super) parent: Option<Link>,
 }
 
+impl Found {
+    /// The interface whose program handles its packets.
+    pub(super) fn carrier(&self) -> &Link {
+        self.parent.as_ref().unwrap_or(&self.link)
+    }
+}
+
+/// The MTU of the router's port: packets of any size that the fabric takes fit through it.
+pub(super) fn port_mtu(found: &[Found]) -> u32 {
+    let fabric = found
+        .iter()
+        .filter(|found| found.config.role == Role::Fabric);
+    fabric.map(|found| found.link.mtu).max().unwrap_or(1500)
+}
+
 /// Reads the configured interfaces and checks that natmig can run on them.
-pub(super) fn find(
-    socket: &mut Socket,
-    config: &RouterConfig,
-) -> Result<Vec<Found>, RouterError> {
+pub(super) fn find(socket: &mut Socket, config: &RouterConfig) -> Result<Vec<Found>, RouterError> {
     let (found, missing) = find_present(socket, config)?;
     match missing.into_iter().next() {
         Some(missing) => Err(RouterError::NoInterface(missing)),
@@ -299,20 +311,19 @@ fn describe(config: &InterfaceConfig, link: &Link, addresses: &[(u32, IpAddr)]) 
     let own = |ifindex: u32| ifindex == link.ifindex;
     let has = |address: IpAddr| addresses.contains(&(link.ifindex, address));
     let gateway = config.gateway.filter(|gateway| has((*gateway).into()));
-    let gateway_ipv6 = config
-        .gateway_ipv6
-        .filter(|gateway| has((*gateway).into()));
+    let gateway_ipv6 = config.gateway_ipv6.filter(|gateway| has((*gateway).into()));
     // Unnumbered interfaces speak with an address of the router's, as the kernel does.
     let address = gateway.unwrap_or_else(|| match first_ipv4(addresses, own) {
         Ipv4Addr::UNSPECIFIED => first_ipv4(addresses, |_| true),
         address => address,
     });
-    let address_ipv6 = gateway_ipv6.filter(is_global).unwrap_or_else(|| {
-        match first_ipv6(addresses, own) {
-            Ipv6Addr::UNSPECIFIED => first_ipv6(addresses, |_| true),
-            address => address,
-        }
-    });
+    let address_ipv6 =
+        gateway_ipv6
+            .filter(is_global)
+            .unwrap_or_else(|| match first_ipv6(addresses, own) {
+                Ipv6Addr::UNSPECIFIED => first_ipv6(addresses, |_| true),
+                address => address,
+            });
     let mut flags = 0;
     // Where a segment has gateways of both families, the IPv4 one says who owns them.
     let owns = match config.gateway {

@@ -25,6 +25,7 @@ mod table;
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    mem::offset_of,
     os::unix::net::UnixStream,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
@@ -32,12 +33,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use natmig_common::Interface;
+use natmig_common::{Interface, names};
 
 use self::{
     follower::Follower, heartbeat::Heartbeat, keeper::Keeper, monitor::Monitor, table::Table,
 };
-use super::{RouterError, instance::Instance, loader, netlink::Socket};
+use super::{RouterError, instance::Instance, loader, maps::Maps, netlink::Socket};
 
 /// The route that all of a prefix takes: an IPv4 /16 or /24, or an IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,12 @@ pub struct PrefixRoute {
     pub prefix: IpNet,
     /// Element of `ROUTES`; 0 to ask the kernel.
     pub route: u16,
+}
+
+/// Has the program ask the kernel for everything, until a keeper says otherwise.
+pub(super) fn withdraw(maps: &Maps) {
+    let patience = offset_of!(natmig_common::Heartbeat, patience);
+    maps.heartbeat.store(0, patience, 0);
 }
 
 /// What the keeper is told.
@@ -82,7 +89,7 @@ impl NextHops {
             follower: Follower::new(monitor, interfaces),
             socket: Socket::open().map_err(doing())?,
             table: Table::open(instance)?,
-            heartbeat: Heartbeat::new(loader::heartbeat_program(instance)?),
+            heartbeat: Heartbeat::new(loader::open_program(instance, names::HEARTBEAT_PROGRAM)?),
             set_routes: Box::new(set_routes),
             messages: received,
             wake: woken,

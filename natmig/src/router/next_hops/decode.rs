@@ -383,7 +383,14 @@ pub(super) fn rules_are_plain(rules: &[RuleMessage], family: Ip) -> bool {
     }
     found.sort_unstable();
     match family {
-        Ip::V4 => found == [(0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)],
+        Ip::V4 => {
+            found
+                == [
+                    (0, TABLE_LOCAL),
+                    (32766, TABLE_MAIN),
+                    (32767, TABLE_DEFAULT),
+                ]
+        }
         Ip::V6 => found == [(0, TABLE_LOCAL), (32766, TABLE_MAIN)],
     }
 }

@@ -304,4 +304,3 @@ fn holds(paths: &Paths, path: &Path) -> bool {
         .iter()
         .any(|other| (other.ifindex, other.gateway) == (path.ifindex, path.gateway))
 }
-

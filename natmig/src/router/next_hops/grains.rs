@@ -32,7 +32,8 @@ pub(super) enum Grain {
 impl Grain {
     /// The prefix.
     pub(super) fn prefix(self) -> IpNet {
-        let ipv4 = |bits: u32, length| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_bits(bits), length));
+        let ipv4 =
+            |bits: u32, length| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_bits(bits), length));
         match self {
             Self::Wide(number) => ipv4(u32::from(number) << 16, WIDE),
             Self::Narrow(number) => ipv4(number << 8, NARROW),

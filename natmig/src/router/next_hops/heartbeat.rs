@@ -53,7 +53,8 @@ impl Heartbeat {
     }
 
     /// Whether jiffies have been counted, so that a beat has an effect.
-    pub(super) const fn is_ready(&self) -> bool {
+    #[cfg(test)]
+    const fn is_ready(&self) -> bool {
         self.patience != 0
     }
 

@@ -122,7 +122,8 @@ impl Keeper {
             descriptors.push(PollFd::new(self.follower.as_fd(), PollFlags::POLLIN));
         }
         // Rounded up: a sleep of less than a millisecond is none.
-        let longest = longest.saturating_add(Duration::from_micros(999) * u32::from(!longest.is_zero()));
+        let longest =
+            longest.saturating_add(Duration::from_micros(999) * u32::from(!longest.is_zero()));
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
         match poll(&mut descriptors, timeout) {
             Ok(ready) => ready > 0,
@@ -213,12 +214,10 @@ impl Keeper {
     }
 
     fn keep_neighbors(&mut self, keep: &[Way], let_go: &[Way]) {
-        let keep = keep
-            .iter()
-            .map(|(ifindex, address)| Change::KeepNeighbor {
-                address: *address,
-                ifindex: *ifindex,
-            });
+        let keep = keep.iter().map(|(ifindex, address)| Change::KeepNeighbor {
+            address: *address,
+            ifindex: *ifindex,
+        });
         let let_go = let_go
             .iter()
             .map(|(ifindex, address)| Change::LetGoNeighbor {

@@ -131,7 +131,11 @@ fn shares(weights: &[u32]) -> Vec<usize> {
 }
 
 fn gcd(one: u32, other: u32) -> u32 {
-    if other == 0 { one } else { gcd(other, one % other) }
+    if other == 0 {
+        one
+    } else {
+        gcd(other, one % other)
+    }
 }
 
 #[cfg(test)]

@@ -197,7 +197,8 @@ fn messages(
     let mut rest = datagram;
     while !rest.is_empty() {
         let unknown = |text: String| MonitorError::Unknown(text);
-        let message = NetlinkBuffer::new_checked(rest).map_err(|error| unknown(error.to_string()))?;
+        let message =
+            NetlinkBuffer::new_checked(rest).map_err(|error| unknown(error.to_string()))?;
         let length = usize::try_from(message.length()).unwrap_or(usize::MAX);
         let mut header = NetlinkHeader::default();
         header.length = message.length();

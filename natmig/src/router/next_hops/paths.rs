@@ -72,8 +72,17 @@ impl Route {
 
     /// Whether both have the same place among the routes of one prefix.
     pub(super) fn shares_place(&self, other: &Self) -> bool {
-        (self.priority, self.mark.local, self.mark.tos, self.mark.source)
-            == (other.priority, other.mark.local, other.mark.tos, other.mark.source)
+        (
+            self.priority,
+            self.mark.local,
+            self.mark.tos,
+            self.mark.source,
+        ) == (
+            other.priority,
+            other.mark.local,
+            other.mark.tos,
+            other.mark.source,
+        )
     }
 }
 

@@ -68,7 +68,8 @@ impl Sets {
 
     /// Notes that a neighbour changed.
     pub(super) fn touch_way(&mut self, way: &Way) {
-        self.dirty.extend(self.by_way.get(way).into_iter().flatten());
+        self.dirty
+            .extend(self.by_way.get(way).into_iter().flatten());
     }
 
     /// Notes that an interface changed.

@@ -174,16 +174,22 @@ fn any_prefix(choices: &mut Choices, ipv6: bool) -> String {
 fn any_route(choices: &mut Choices) -> String {
     let ipv6 = choices.below(2) == 0;
     let to = any_prefix(choices, ipv6);
-    let verb = choices.of(&["add", "add", "add", "replace", "append", "del", "del", "change"]);
+    let verb = choices.of(&[
+        "add", "add", "add", "replace", "append", "del", "del", "change",
+    ]);
     let metric = match choices.below(3) {
         0 => String::new(),
         number => format!(" metric {}", 100 * number),
     };
     let what = match choices.below(16) {
-        0 => return choices.of(&[
-            &*format!("route {verb} blackhole {to}{metric}"),
-            &*format!("route {verb} unreachable {to}{metric}"),
-        ]).to_owned(),
+        0 => {
+            return choices
+                .of(&[
+                    &*format!("route {verb} blackhole {to}{metric}"),
+                    &*format!("route {verb} unreachable {to}{metric}"),
+                ])
+                .to_owned();
+        }
         1 if choices.below(3) == 0 => format!("dev f{}", 1 + choices.below(2)),
         2 if !ipv6 && choices.below(3) == 0 => format!("{} tos 0x10", any_way(choices, ipv6)),
         3 => format!("{} table 100", any_way(choices, ipv6)),
@@ -191,7 +197,13 @@ fn any_route(choices: &mut Choices) -> String {
         6 => format!("{} mtu 1280", any_way(choices, ipv6)),
         7..=9 => {
             let hops: Vec<String> = (0..2 + choices.below(2))
-                .map(|_| format!("nexthop {} weight {}", any_way(choices, ipv6), 1 + choices.below(3)))
+                .map(|_| {
+                    format!(
+                        "nexthop {} weight {}",
+                        any_way(choices, ipv6),
+                        1 + choices.below(3)
+                    )
+                })
                 .collect();
             hops.join(" ")
         }

@@ -309,7 +309,10 @@ fn numbers_run_out_and_come_back() {
     for route in &many {
         added(&mut mirror, route.clone());
     }
-    added(&mut mirror, route("99.0.0.0/16", 0, &[(2, "192.168.2.1", 1)]));
+    added(
+        &mut mirror,
+        route("99.0.0.0/16", 0, &[(2, "192.168.2.1", 1)]),
+    );
     tables.take(&mut mirror);
     let (prefixes, sets) = mirror.sizes();
     assert_eq!((prefixes, sets), (20_001, 16_383));
@@ -332,9 +335,8 @@ struct Oracle {
 impl Oracle {
     /// What the address takes, `None` if that is not plain.
     fn look_up(&self, address: u128) -> Option<Paths> {
-        let covers = |route: &&Route| {
-            route.prefix.bits <= address && address <= route.prefix.last()
-        };
+        let covers =
+            |route: &&Route| route.prefix.bits <= address && address <= route.prefix.last();
         let covering: Vec<&Route> = self.routes.iter().filter(covers).collect();
         if covering.iter().any(|route| route.mark.local) {
             return None;
@@ -444,7 +446,11 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn play(mirror: &mut Mirror, oracle: &mut Oracle, event: Event) {
     match event {
         Event::Add(route) => {
-            if oracle.routes.iter().any(|other| other.shares_place(&route) && other.prefix == route.prefix && other.family == route.family) {
+            if oracle.routes.iter().any(|other| {
+                other.shares_place(&route)
+                    && other.prefix == route.prefix
+                    && other.family == route.family
+            }) {
                 // The kernel refuses a second one, unless told to append it.
                 return;
             }
