@@ -267,9 +267,11 @@ impl Kernel {
     ) -> Result<(), RouterError> {
         let doing = || RouterError::system("keep the next hops resolved");
         let gateways = self.socket.gateways().map_err(doing())?;
+        // Being kept would end their permanence.
+        let permanent = self.socket.permanent_neighbors().map_err(doing())?;
         let changes: Vec<Change> = gateways
             .into_iter()
-            .filter(|(_, ifindex)| interfaces.contains_key(ifindex))
+            .filter(|gateway| interfaces.contains_key(&gateway.1) && !permanent.contains(gateway))
             .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex })
             .collect();
         self.socket.apply(&changes).map_err(doing())

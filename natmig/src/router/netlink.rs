@@ -314,6 +314,18 @@ impl Socket {
         Ok(neighbors)
     }
 
+    /// All neighbours that are permanent, whoever made them.
+    pub(super) fn permanent_neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
+        let mut permanent = Vec::new();
+        self.dump_all_neighbors(|message| {
+            if message.header.state == NeighbourState::Permanent {
+                let found = |address| (address, message.header.ifindex);
+                permanent.extend(destination(message).map(found));
+            }
+        })?;
+        Ok(permanent)
+    }
+
     /// The neighbours that the kernel keeps resolved because natmig told it to, with interface.
     pub(super) fn kept_neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
         let mut kept = Vec::new();
@@ -334,14 +346,20 @@ impl Socket {
 
     /// Calls `each` with the neighbours of natmig's protocol number.
     fn dump_neighbors(&mut self, mut each: impl FnMut(&NeighbourMessage)) -> io::Result<()> {
+        let protocol = NeighbourAttribute::Protocol(PROTOCOL);
+        self.dump_all_neighbors(|message| {
+            if message.attributes.contains(&protocol) {
+                each(message);
+            }
+        })
+    }
+
+    fn dump_all_neighbors(&mut self, mut each: impl FnMut(&NeighbourMessage)) -> io::Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
             self.dump(RouteNetlinkMessage::GetNeighbour(request), |message| {
-                let protocol = NeighbourAttribute::Protocol(PROTOCOL);
-                if let RouteNetlinkMessage::NewNeighbour(message) = message
-                    && message.attributes.contains(&protocol)
-                {
+                if let RouteNetlinkMessage::NewNeighbour(message) = message {
                     each(&message);
                 }
             })?;

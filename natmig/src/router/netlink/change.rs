@@ -45,7 +45,8 @@ pub(in crate::router) enum Change {
         ifindex: u32,
         mac: [u8; 6],
     },
-    /// Has the kernel keep a neighbour resolved, whether it uses it itself or not.
+    /// Has the kernel keep a neighbour resolved, whether it uses it itself or not. The neighbour is
+    /// not permanent from then on.
     KeepNeighbor {
         address: IpAddr,
         ifindex: u32,
@@ -128,8 +129,7 @@ impl From<&Change> for Request {
                     NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed),
                     NeighbourAttribute::Protocol(PROTOCOL),
                 ]);
-                // Not with a permanent entry, which needs no keeping.
-                Self::new(NewNeighbour(message), replace).ignoring(libc::EINVAL)
+                Self::new(NewNeighbour(message), replace)
             }
             Change::LetGoNeighbor { address, ifindex } => {
                 let mut message = neighbor(address, ifindex);

@@ -57,8 +57,8 @@ pub(super) enum Event {
     /// A route is there; the flag says whether it took another one's place.
     Route(Route, bool),
     RouteGone(Route),
-    /// A neighbour has this MAC address, or cannot be sent to.
-    Neighbor(Way, Option<Mac>),
+    /// A neighbour has this MAC address, or cannot be sent to; whether it is permanent.
+    Neighbor(Way, Option<Mac>, bool),
     NeighborGone(Way),
     Link(LinkEvent),
     LinkGone(u32),
@@ -105,7 +105,10 @@ pub(super) fn event(message: RouteNetlinkMessage) -> Event {
     } else if let DelRoute(message) = message {
         route(&message).map_or(Event::Nothing, Event::RouteGone)
     } else if let NewNeighbour(message) = message {
-        neighbor(&message).map_or(Event::Nothing, |(way, mac)| Event::Neighbor(way, mac))
+        neighbor(&message).map_or(Event::Nothing, |(way, mac)| {
+            let permanent = message.header.state == NeighbourState::Permanent;
+            Event::Neighbor(way, mac, permanent)
+        })
     } else if let DelNeighbour(message) = message {
         neighbor(&message).map_or(Event::Nothing, |(way, _)| Event::NeighborGone(way))
     } else if let NewLink(message) = message {

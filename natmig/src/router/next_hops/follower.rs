@@ -2,7 +2,7 @@
 //! tell of, and feeds the mirror with it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -138,7 +138,10 @@ impl Follower {
                 route,
                 kind: ChangeKind::Removed,
             }),
-            Event::Neighbor(way, mac) => self.mirror.set_neighbor(way, mac),
+            Event::Neighbor(way, mac, permanent) => {
+                self.mirror.set_neighbor(way, mac);
+                self.mirror.set_permanent(way, permanent);
+            }
             Event::NeighborGone(way) => self.mirror.forget_neighbor(way),
             Event::Link(link) => {
                 let ifindex = link.ifindex;
@@ -218,6 +221,7 @@ impl Follower {
             .collect();
         self.read_settings();
         let mut neighbors = HashMap::new();
+        let mut fixed = HashSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
@@ -225,12 +229,15 @@ impl Follower {
                 .monitor
                 .dump(&RouteNetlinkMessage::GetNeighbour(request))?
             {
-                if let Event::Neighbor(way, Some(mac)) = decode::event(message) {
+                if let Event::Neighbor(way, Some(mac), permanent) = decode::event(message) {
                     neighbors.insert(way, mac);
+                    if permanent {
+                        fixed.insert(way);
+                    }
                 }
             }
         }
-        self.mirror.replace_neighbors(neighbors);
+        self.mirror.replace_neighbors(neighbors, fixed);
         self.read_rules()?;
         self.read_settings();
         self.read_routes()?;

@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::IpAddr,
 };
 
 use natmig_common::{Interface, Mac, NextHop};
@@ -42,6 +41,8 @@ pub(super) struct Mirror {
     grains: Grains,
     surroundings: Surroundings,
     dirty: [Vec<Prefix>; 2],
+    /// Neighbours that are permanent, which being kept would end.
+    permanent: HashSet<Way>,
     /// Ways that the kernel keeps resolved because it was told to.
     kept: HashSet<Way>,
     /// Ways to look at again.
@@ -58,6 +59,7 @@ impl Mirror {
             grains: Grains::new(),
             surroundings: Surroundings::default(),
             dirty: [const { Vec::new() }; 2],
+            permanent: HashSet::new(),
             kept: HashSet::new(),
             ways: BTreeSet::new(),
             doubtful: false,
@@ -147,15 +149,32 @@ impl Mirror {
         }
     }
 
+    /// Sets whether a neighbour is permanent.
+    pub(super) fn set_permanent(&mut self, way: Way, permanent: bool) {
+        if permanent {
+            self.permanent.insert(way);
+            self.kept.remove(&way);
+        } else if self.permanent.remove(&way) {
+            self.ways.insert(way);
+        }
+    }
+
     /// Notes that the kernel forgot a neighbour, and that it was to keep it.
     pub(super) fn forget_neighbor(&mut self, way: Way) {
         self.set_neighbor(way, None);
+        self.permanent.remove(&way);
         self.kept.remove(&way);
         self.ways.insert(way);
     }
 
     /// Makes these all neighbours that there are.
-    pub(super) fn replace_neighbors(&mut self, neighbors: HashMap<(u32, IpAddr), Mac>) {
+    pub(super) fn replace_neighbors(
+        &mut self,
+        neighbors: HashMap<Way, Mac>,
+        permanent: HashSet<Way>,
+    ) {
+        self.ways.extend(self.permanent.difference(&permanent));
+        self.permanent = permanent;
         let gone: Vec<Way> = self
             .surroundings
             .neighbors
@@ -235,7 +254,10 @@ impl Mirror {
                 if self.kept.remove(&way) {
                     update.let_go.push(way);
                 }
-            } else if self.surroundings.works(way.0) && self.kept.insert(way) {
+            } else if self.surroundings.works(way.0)
+                && !self.permanent.contains(&way)
+                && self.kept.insert(way)
+            {
                 update.keep.push(way);
             }
         }
