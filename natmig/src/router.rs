@@ -23,6 +23,7 @@ mod netlink;
 pub mod next_hops;
 pub mod reader;
 mod tables;
+pub mod tracer;
 mod version;
 
 use std::{
@@ -431,15 +432,42 @@ impl Router {
             if !self.kernel.is_concerned(bound.address, &version) {
                 continue;
             }
-            let mac = self
-                .interfaces
-                .get(&version.ifindex)
-                .map_or([0; 6], |attached| attached.interface.mac);
-            self.announcements
-                .extend(Announcement::of(bound.address, &version, gateway_mac, mac));
+            if let Some(attached) = self.interfaces.get(&version.ifindex) {
+                let announcement =
+                    Announcement::of(bound.address, &version, gateway_mac, &attached.interface);
+                self.announcements.extend(announcement);
+            }
             changed.push((bound.address, version));
         }
         changed
+    }
+
+    /// Queues announcements of all that this router answers for behind interfaces whose gateway's
+    /// address it has taken over: switches learn where the gateway's MAC address is.
+    fn announce_taken_over(&mut self, interfaces: &HashSet<u32>) {
+        let gateway_mac = self.config.gateway_mac.0;
+        for bound in self.tables.addresses() {
+            let version = self.tables.effective(&bound);
+            let Some(attached) = self
+                .interfaces
+                .get(&version.ifindex)
+                .filter(|_| interfaces.contains(&version.ifindex))
+            else {
+                continue;
+            };
+            let announcement =
+                Announcement::of(bound.address, &version, gateway_mac, &attached.interface);
+            self.announcements.extend(announcement);
+        }
+    }
+
+    /// Interfaces whose gateway's address this router has.
+    fn gateways(&self) -> HashSet<u32> {
+        self.interfaces
+            .iter()
+            .filter(|(_, attached)| attached.interface.owns_gateway())
+            .map(|(ifindex, _)| *ifindex)
+            .collect()
     }
 
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
@@ -599,6 +627,7 @@ impl Router {
     /// sets host routes that the kernel dropped. An interface that is gone is left out until it is
     /// back.
     pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        let had = self.gateways();
         let socket = &mut self.kernel.socket;
         let (found, missing) = interfaces::find_present(socket, &self.config)?;
         self.kernel.set_port_mtu(interfaces::port_mtu(&found))?;
@@ -607,6 +636,10 @@ impl Router {
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
         let attached = self.attach_missing();
         self.detach_others()?;
+        let taken_over = &self.gateways() - &had;
+        if !taken_over.is_empty() {
+            self.announce_taken_over(&taken_over);
+        }
         self.adopt_interfaces()?;
         self.install_guard(&self.pools())?;
         if missing.is_empty() {

@@ -2,9 +2,7 @@
 //!
 //! Pure: no socket, no map, no clock.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use natmig_common::{Interface, Mac, NextHop};
 
