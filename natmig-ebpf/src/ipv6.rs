@@ -19,8 +19,10 @@ use crate::{
     packet::Packet,
     scratch::{Scratch, State},
     translate::Rewrite,
-    transport::{Coverage, ICMPV6, coverage},
+    transport::{Coverage, ICMPV6, coverage, covers_no_address},
 };
+pub(crate) use extension::Cursor;
+use extension::End;
 
 /// Length of the fixed header.
 const HEADER: u16 = 40;
@@ -54,7 +56,7 @@ impl Ip for Ipv6 {
     ) -> Option<Counter> {
         let frame = environment.frame();
         let Some(header) = frame.window::<40>(link.network) else {
-            return Some(Counter::PassMalformed);
+            return Some(link.missing(environment, HEADER));
         };
         let payload = header.number::<4>();
         let length = u32::from(payload).wrapping_add(u32::from(HEADER));
@@ -75,30 +77,48 @@ impl Ip for Ipv6 {
         packet.dont_fragment = 1;
         packet.options = 0;
         packet.protocol = header.byte::<6>();
-        let mut transport = link.network.wrapping_add(HEADER);
-        let mut left = payload;
+        packet.cursor = Cursor {
+            at: link.network.wrapping_add(HEADER),
+            left: payload,
+            protocol: packet.protocol,
+            hop_by_hop: 0,
+        };
         if extension::is_one(packet.protocol) {
-            match extension::walk(environment, packet, transport, left) {
-                extension::Walk::Transport { at, length } => {
-                    transport = at;
-                    left = length;
+            // A jumbogram (RFC 2675) says its length in an option.
+            if payload == 0 && packet.protocol == extension::HOP_BY_HOP {
+                return Some(Counter::PassExtension);
+            }
+            let end = extension::walk(environment, &mut packet.cursor);
+            packet.protocol = packet.cursor.protocol;
+            packet.options = packet.cursor.hop_by_hop;
+            match end {
+                End::Transport => {}
+                End::Fragment => return None,
+                End::Opaque => {
+                    packet.opaque = 1;
+                    return None;
                 }
-                extension::Walk::NoTransport => return None,
-                extension::Walk::Pass(counter) => return Some(counter),
+                End::Truncated => return Some(Counter::PassMalformed),
+                End::Hidden => return Some(Counter::PassNotLinear),
             }
         }
-        packet.transport = transport;
+        let Cursor { at, left, .. } = packet.cursor;
+        packet.transport = at;
         let covered = covered_by(packet.protocol);
-        if covered.offset != 0 {
-            let at = transport.wrapping_add(covered.offset);
-            if covered.offset.wrapping_add(2) > left || frame.window::<2>(at).is_none() {
-                return Some(Counter::PassMalformed);
-            }
-            packet.checksum = at;
-            packet.optional_checksum = u8::from(covered.optional);
-            if packet.protocol == ICMPV6 {
-                error::parse(environment, packet, transport, left);
-            }
+        if covered.offset == 0 {
+            packet.opaque = u8::from(!covers_no_address(packet.protocol));
+            return None;
+        }
+        if covered.offset.wrapping_add(2) > left {
+            return Some(Counter::PassMalformed);
+        }
+        packet.checksum = at.wrapping_add(covered.offset);
+        if frame.window::<2>(packet.checksum).is_none() {
+            return Some(Counter::PassNotLinear);
+        }
+        packet.optional_checksum = u8::from(covered.optional);
+        if packet.protocol == ICMPV6 {
+            return error::parse(environment, packet, at, left);
         }
         None
     }
