@@ -7,7 +7,6 @@ use crate::{
     environment::Environment,
     frame::{Frame, Window},
     link::Link,
-    outcome::Outcome,
 };
 
 /// Bytes of a packet of `length` that are quoted where `most` may be, and `least` must; `None` if
@@ -30,15 +29,20 @@ pub(crate) fn quotable<E: Environment>(
 }
 
 /// Makes room for `headers` bytes between the Ethernet header, which becomes the answer's, and
-/// `quoted` bytes of the packet. False, the frame as it was, if there is none.
+/// `quoted` bytes of the packet. The error is what the answer comes to: `None`, the frame as it was,
+/// if there is no room.
 #[inline(always)]
 pub(crate) fn make_room<E: Environment>(
     environment: &E,
     link: &Link,
     headers: u16,
     quoted: u16,
-) -> Result<(), Option<Outcome>> {
-    let Some(tags) = environment.frame().window::<22>(0).map(|start| tags(&start)) else {
+) -> Result<(), Option<Counter>> {
+    let Some(tags) = environment
+        .frame()
+        .window::<22>(0)
+        .map(|start| tags(&start))
+    else {
         return Err(None);
     };
     let length = link.network.wrapping_add(headers).wrapping_add(quoted);
@@ -47,7 +51,7 @@ pub(crate) fn make_room<E: Environment>(
     }
     let frame = environment.frame();
     let Some(ethernet) = frame.window::<22>(0) else {
-        return Err(Some(Outcome::Drop(Counter::DropNoRoom)));
+        return Err(Some(Counter::DropNoRoom));
     };
     ethernet.set_mac::<0>(link.source_mac);
     ethernet.set_mac::<6>(link.destination_mac);

@@ -87,14 +87,14 @@ pub(crate) fn walk<E: Environment>(environment: &E, cursor: &mut Cursor) -> End 
     let limit = cursor.at.wrapping_add(REACH);
     for _ in 0..HEADERS {
         let protocol = cursor.protocol;
+        if cursor.at > limit {
+            return End::Opaque;
+        }
         if !is_one(protocol) {
             return End::Transport;
         }
         if cursor.left < 8 {
             return End::Truncated;
-        }
-        if cursor.at > limit {
-            return End::Opaque;
         }
         let frame = environment.frame();
         let Some(header) = frame.window::<8>(cursor.at) else {
@@ -107,7 +107,9 @@ pub(crate) fn walk<E: Environment>(environment: &E, cursor: &mut Cursor) -> End 
                 return End::Fragment;
             }
         } else {
-            length = u16::from(header.byte::<1>()).wrapping_add(1).wrapping_mul(8);
+            length = u16::from(header.byte::<1>())
+                .wrapping_add(1)
+                .wrapping_mul(8);
             if length > cursor.left {
                 return End::Truncated;
             }
@@ -163,7 +165,11 @@ fn home_address<E: Environment>(environment: &E, header: u16, length: u16) -> Op
             HOME_ADDRESS => return Options::HomeAddress,
             // A single byte of padding.
             0 => offset = offset.wrapping_add(1),
-            _ => offset = offset.wrapping_add(2).wrapping_add(u16::from(option.byte::<1>())),
+            _ => {
+                offset = offset
+                    .wrapping_add(2)
+                    .wrapping_add(u16::from(option.byte::<1>()))
+            }
         }
     }
     if offset.wrapping_add(1) >= length {

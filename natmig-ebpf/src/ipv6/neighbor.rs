@@ -132,9 +132,10 @@ fn read<E: Environment>(environment: &E, packet: &Packet<Ipv6>) -> Option<Questi
     {
         return None;
     }
-    let mut sum = message
-        .sum()
-        .wrapping_add(pseudo_header(packet.source, packet.destination, length));
+    let mut sum =
+        message
+            .sum()
+            .wrapping_add(pseudo_header(packet.source, packet.destination, length));
     let mut has_source = false;
     // Units of the current option that are still to come.
     let mut rest: u8 = 0;

@@ -9,7 +9,6 @@ use crate::{
     checksum,
     environment::Environment,
     link::Link,
-    outcome::Outcome,
     packet::Packet,
     too_big,
     transport::ICMPV6,
@@ -23,7 +22,9 @@ const MOST: u16 = 1232;
 const LEAST: u16 = 48;
 const HOPS: u8 = 64;
 
-/// Turns the frame into an answer to its sender. `None`, the frame as it was, if that cannot be.
+/// Turns the frame into an answer to its sender. The counter of the answer, or
+/// [`Counter::DropNoRoom`] if the frame has no room for it; `None`, the frame as it was, if none can be
+/// given.
 #[inline(never)]
 pub(crate) fn answer<E: Environment>(
     environment: &E,
@@ -31,19 +32,19 @@ pub(crate) fn answer<E: Environment>(
     link: &Link,
     packet: &Packet<Ipv6>,
     mtu: u16,
-) -> Option<Outcome> {
+) -> Option<Counter> {
     let address = AddressIpv6::new(interface.address_ipv6);
     if address.is_none() {
         return None;
     }
     let quoted = too_big::quotable(environment, link, packet.length, LEAST, MOST)?;
-    if let Err(outcome) = too_big::make_room(environment, link, HEADERS, quoted) {
-        return outcome;
+    if let Err(counter) = too_big::make_room(environment, link, HEADERS, quoted) {
+        return counter;
     }
     Some(
         match write(environment, link, packet, address, mtu, quoted) {
-            Some(()) => Outcome::Reply(Counter::FragNeededSent),
-            None => Outcome::Drop(Counter::DropNoRoom),
+            Some(()) => Counter::FragNeededSent,
+            None => Counter::DropNoRoom,
         },
     )
 }
