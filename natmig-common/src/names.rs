@@ -51,7 +51,7 @@ pub const PROGRAM: &str = "natmig";
 pub const HEARTBEAT_PROGRAM: &str = "natmig_heartbeat";
 
 /// All maps, in the order in which they are created and pinned.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 22] = [
     META,
     ENTRIES_IPV4,
     ENTRIES_IPV6,
@@ -72,4 +72,6 @@ pub const MAPS: [&str; 20] = [
     BINDING_COUNTERS_IPV4,
     BINDING_COUNTERS_IPV6,
     BINDING_TOTALS,
+    TRACE,
+    EVENTS,
 ];

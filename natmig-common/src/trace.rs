@@ -84,9 +84,9 @@ pub struct TracePrefix {
 pub struct TraceFilter {
     /// Verdicts that are reported: bit `n` for counter `n`.
     pub verdicts: u64,
-    /// Steps of which a packet must have gone through at least one: bit `n` for counter `n`. 0 to
-    /// ask for none.
-    pub steps: u64,
+    /// Counters, verdicts or steps, of which a packet must have gone through at least one: bit `n`
+    /// for counter `n`. 0 for any.
+    pub counters: u64,
     /// One packet in `2^32 / (sample + 1)` is looked at, chosen at random: `u32::MAX` for all.
     pub sample: u32,
     /// The interface that the packet must come in on or leave by; 0 for any.
@@ -107,7 +107,7 @@ impl TraceFilter {
     /// Every packet, whole as far as an event has room.
     pub const ALL: Self = Self {
         verdicts: u64::MAX,
-        steps: 0,
+        counters: 0,
         sample: u32::MAX,
         ifindex: 0,
         prefix_count: 0,
@@ -120,7 +120,7 @@ impl TraceFilter {
         _reserved: [0; 3],
     };
 
-    /// The bit of a counter in `verdicts` and `steps`.
+    /// The bit of a counter in a set of counters.
     #[inline]
     pub const fn bit(counter: Counter) -> u64 {
         1 << (counter.raw() & 63)
@@ -133,8 +133,8 @@ impl TraceFilter {
 pub struct TraceEvent {
     /// When the packet was received: nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// Steps that it went through: bit `n` for counter `n`.
-    pub steps: u64,
+    /// Counters that it went through, the verdict's included: bit `n` for counter `n`.
+    pub counters: u64,
     /// The interface that it came in on.
     pub ingress: u32,
     /// The interface that it left by; 0 if it did not.
@@ -161,6 +161,47 @@ pub struct TraceEvent {
     pub packet_before: [u8; TRACE_SNAP],
     /// The frame's first bytes as it went on.
     pub packet_after: [u8; TRACE_SNAP],
+}
+
+impl TraceEvent {
+    /// Steps that events tell of, as bits.
+    pub const STEPS: u64 = TraceFilter::bit(Counter::DestinationTranslated)
+        | TraceFilter::bit(Counter::SourceTranslated)
+        | TraceFilter::bit(Counter::QuoteTranslated)
+        | TraceFilter::bit(Counter::Anchored)
+        | TraceFilter::bit(Counter::MovedOn)
+        | TraceFilter::bit(Counter::Delivered);
+
+    /// An event of nothing.
+    pub const EMPTY: Self = Self {
+        time: 0,
+        counters: 0,
+        ingress: 0,
+        egress: 0,
+        length_before: 0,
+        length_after: 0,
+        kept_before: 0,
+        kept_after: 0,
+        counter: 0,
+        action: 0,
+        cpu: 0,
+        before: TraceAddresses::NONE,
+        after: TraceAddresses::NONE,
+        packet_before: [0; TRACE_SNAP],
+        packet_after: [0; TRACE_SNAP],
+    };
+
+    /// What is kept of the frame as it came in.
+    pub fn bytes_before(&self) -> &[u8] {
+        let kept = usize::from(self.kept_before).min(TRACE_SNAP);
+        self.packet_before.get(..kept).unwrap_or_default()
+    }
+
+    /// What is kept of the frame as it went on; nothing if it was dropped.
+    pub fn bytes_after(&self) -> &[u8] {
+        let kept = usize::from(self.kept_after).min(TRACE_SNAP);
+        self.packet_after.get(..kept).unwrap_or_default()
+    }
 }
 
 const _: () = {

@@ -15,6 +15,28 @@ pub(crate) struct Active {
     number: u64,
 }
 
+impl Active {
+    /// The packet's number, which no other packet of the CPU has.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// 0 while nothing is traced; else the time until when it is.
+    #[inline(always)]
+    pub(crate) fn traced_until(&self) -> u64 {
+        // SAFETY: the element is valid; volatile, because userspace writes it.
+        unsafe { read_volatile(addr_of!((*self.activity).traced_until)) }
+    }
+
+    /// Switches tracing off on this CPU.
+    #[inline(always)]
+    pub(crate) fn end_trace(&self) {
+        // SAFETY: the element is valid; volatile, because userspace reads it.
+        unsafe { write_volatile(addr_of_mut!((*self.activity).traced_until), 0) };
+    }
+}
+
 /// Marks the beginning of a packet on `cpu`, before any table is read. `None` on a CPU for which the loader
 /// made no room, which does not exist.
 #[inline(always)]

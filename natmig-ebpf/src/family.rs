@@ -68,13 +68,14 @@ pub trait Ip: Family {
         addresses: Change,
     ) -> Option<Change>;
 
-    /// Turns the frame into an answer to its sender, which sent more than `mtu` bytes. `None`, the
-    /// frame as it was, if that cannot be.
+    /// Turns the frame into an answer to its sender, which sent more than `mtu` bytes. The counter of
+    /// the answer, or [`Counter::DropNoRoom`] if the frame has no room for it; `None`, the frame as it
+    /// was, if none can be given.
     fn answer_too_big<E: Environment>(
         environment: &E,
         interface: &Interface,
         link: &Link,
         packet: &Packet<Self>,
         mtu: u16,
-    ) -> Option<Outcome>;
+    ) -> Option<Counter>;
 }

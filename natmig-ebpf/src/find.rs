@@ -18,6 +18,7 @@ use crate::{
 
 /// What is known of an address before its entry is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Found {
     /// Where its entry would be; [`Found::NO_ENTRY`] if it has none.
     pub index: u32,
@@ -27,6 +28,7 @@ pub struct Found {
 
 /// What is known of an address's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Prefix {
     /// Whether the address is in a locator pool of the fabric.
     pub in_pool: bool,

@@ -164,7 +164,7 @@ impl Ip for Ipv4 {
         link: &Link,
         packet: &Packet<Self>,
         mtu: u16,
-    ) -> Option<Outcome> {
+    ) -> Option<Counter> {
         frag_needed::answer(environment, interface, link, packet, mtu)
     }
 }

@@ -48,6 +48,7 @@ mod process;
 mod scratch;
 mod shared;
 mod too_big;
+pub mod trace;
 mod translate;
 mod transport;
 

@@ -4,6 +4,7 @@ use natmig_common::{Action, FLAG_HOME_EDGE, Reference};
 
 use crate::{
     address::{Address as _, HardwareAddress},
+    barrier::join,
     environment::Environment,
     family::Ip,
     find::{Found, find},
@@ -57,7 +58,10 @@ impl Lookups {
 
 /// What a router's table says of an address to one packet.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Visible<I: Ip> {
+    /// Where its entry would be, and what is known of its prefix.
+    pub found: Found,
     /// Where the entry is; [`Found::NO_ENTRY`] if there is none.
     pub index: u32,
     /// [`Action`] of the version that counts.
@@ -80,6 +84,7 @@ pub struct Visible<I: Ip> {
 impl<I: Ip> Visible<I> {
     /// Nothing is known of the address.
     pub const NOTHING: Self = Self {
+        found: Found::NOTHING,
         index: Found::NO_ENTRY,
         action: Action::Absent,
         flags: 0,
@@ -90,6 +95,17 @@ impl<I: Ip> Visible<I> {
         forward: I::Address::NONE,
         sender_locator: I::Address::NONE,
     };
+
+    /// Begins with an address: sets what is not set for every entry.
+    #[inline(always)]
+    fn forget(&mut self) {
+        self.index = Found::NO_ENTRY;
+        self.action = Action::Absent;
+        self.flags = 0;
+        self.sender = false;
+        self.mac = HardwareAddress::NONE;
+        self.sender_locator = I::Address::NONE;
+    }
 
     /// The action that counts.
     #[inline(always)]
@@ -129,21 +145,22 @@ pub(crate) fn lookup<E: Environment, I: Ip>(
     address: &I::Address,
     visible: &mut Visible<I>,
 ) {
-    let found = find::<E, I>(environment, *address);
-    look_at(environment, lookups, link, *address, found.index, visible);
+    visible.found = find::<E, I>(environment, *address);
+    join(visible);
+    look_at(environment, lookups, link, *address, visible);
 }
 
-/// Looks at the entry at `index`, if it is the one of `address`.
+/// Looks at the entry that was found, if it is the one of `address`.
 #[inline(always)]
 pub(crate) fn look_at<E: Environment, I: Ip>(
     environment: &E,
     lookups: &mut Lookups,
     link: &Link,
     address: I::Address,
-    index: u32,
     visible: &mut Visible<I>,
 ) {
-    *visible = Visible::NOTHING;
+    let index = visible.found.index;
+    visible.forget();
     if index == Found::NO_ENTRY {
         return;
     }

@@ -10,6 +10,7 @@ mod atomic;
 mod binding;
 mod maps;
 mod settings;
+mod tracer;
 mod xdp;
 
 use core::ptr::addr_of_mut;
@@ -35,22 +36,26 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
     let Some(active) = activity::enter(cpu) else {
         return xdp_action::XDP_PASS;
     };
+    if active.traced_until() != 0 {
+        tracer::begin(context.ctx, &active);
+    }
+    let environment = Xdp::new(context.ctx, cpu);
     // SAFETY: the context is the program's own, and so is this CPU's scratch memory: the program is
     // not entered again on a CPU on which it runs.
-    let outcome = unsafe {
-        process(
-            &Xdp::new(context.ctx, cpu),
-            &mut *scratch,
-            (*context.ctx).ingress_ifindex,
-        )
-    };
+    let (scratch, ingress) = unsafe { (&mut *scratch, (*context.ctx).ingress_ifindex) };
+    let outcome = process(&environment, scratch, ingress);
+    // Asked again, so that the verifier need not tell packets that are traced from others.
+    if active.traced_until() != 0 {
+        tracer::end(context.ctx, &active, scratch, outcome);
+    }
     activity::leave(&active);
     match outcome {
         Outcome::Pass(_) => xdp_action::XDP_PASS,
         Outcome::Drop(_) => xdp_action::XDP_DROP,
         Outcome::Reply(_) => xdp_action::XDP_TX,
-        // SAFETY: the helper has no preconditions; its answer is the verdict.
-        Outcome::Redirect(ifindex, _) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        // SAFETY: the scratch memory is as above; the helper has no preconditions, and its answer is the
+        // verdict.
+        Outcome::Redirect(_) => unsafe { bpf_redirect((*scratch).device, 0) as u32 },
     }
 }
 

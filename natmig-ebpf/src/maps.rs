@@ -3,15 +3,17 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use natmig_common::{
     Activity, BLOCK_BUCKETS, BindingKey, BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT,
     CHUNK_LENGTH, Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop,
     POOL_MASK_COUNT, PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT,
-    Slot, Traffic, VlanKey, WIDE_PREFIXES,
+    Slot, TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
 };
 use natmig_ebpf::Scratch;
+
+use crate::tracer::Record;
 
 /// Entries that the loader makes room for unless it is told otherwise.
 const DEFAULT_ENTRIES: u32 = 1024;
@@ -97,3 +99,13 @@ pub(crate) static BINDING_TOTALS: HashMap<BindingKey, BindingTotal> =
 /// The state of the packet that a CPU is processing; nobody else's business, so not pinned.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static TRACE: Array<TraceFilter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
+
+/// What is kept of the packet that a CPU is processing, while it is traced; not pinned either.
+#[map]
+pub(crate) static RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);

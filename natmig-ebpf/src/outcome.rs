@@ -10,8 +10,9 @@ pub enum Outcome {
     Pass(Counter),
     /// The frame ends here.
     Drop(Counter),
-    /// The frame leaves on this interface.
-    Redirect(u32, Counter),
+    /// The frame leaves on [`crate::Scratch::device`]. (The number is not here: the compiler would keep
+    /// whatever is in a register in its place where there is none, which the verifier refuses.)
+    Redirect(Counter),
     /// The frame leaves where it came in.
     Reply(Counter),
 }
@@ -22,7 +23,7 @@ impl Outcome {
         match self {
             Self::Pass(counter)
             | Self::Drop(counter)
-            | Self::Redirect(_, counter)
+            | Self::Redirect(counter)
             | Self::Reply(counter) => counter,
         }
     }

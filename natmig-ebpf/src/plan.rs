@@ -8,6 +8,7 @@ use natmig_common::{Action, Counter, Interface, Role};
 
 use crate::{
     address::{Address as _, HardwareAddress},
+    barrier::join,
     environment::Environment,
     family::Ip,
     find::{Found, find},
@@ -110,8 +111,8 @@ pub(crate) fn outer<E: Environment, I: Ip>(
 ) -> Option<Outcome> {
     let State {
         packet,
-        plan,
-        lookups,
+        destination,
+        source,
         ..
     } = state;
     let access = link.is_from(Role::Access);
@@ -124,38 +125,40 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     }
 
     // Both are found before either is looked at, so that both entries are on their way from memory.
-    let found_destination = find::<E, I>(environment, packet.destination);
-    let found_source = find::<E, I>(environment, packet.source);
-    let mut destination = Visible::<I>::NOTHING;
-    let mut source = Visible::<I>::NOTHING;
-    look_at(
-        environment,
+    destination.found = find::<E, I>(environment, packet.destination);
+    source.found = find::<E, I>(environment, packet.source);
+    join(state);
+    let State {
+        packet,
         lookups,
-        link,
-        packet.destination,
-        found_destination.index,
-        &mut destination,
-    );
-    look_at(
-        environment,
+        destination,
+        source,
+        ..
+    } = state;
+    look_at(environment, lookups, link, packet.destination, destination);
+    look_at(environment, lookups, link, packet.source, source);
+    join(state);
+    let State {
+        packet,
+        plan,
         lookups,
-        link,
-        packet.source,
-        found_source.index,
-        &mut source,
-    );
-    if !ours && !takes_foreign(link, &source, &destination) {
+        destination,
+        source,
+        other,
+        ..
+    } = state;
+    if !ours && !takes_foreign(link, source, destination) {
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
     plan.destination_index = destination.index;
     plan.source_index = source.index;
-    plan.route = found_destination.prefix.route;
+    plan.route = destination.found.prefix.route;
 
     if from_outside(link) {
-        if found_destination.prefix.in_pool {
+        if destination.found.prefix.in_pool {
             return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
         }
-        if found_source.prefix.in_pool {
+        if source.found.prefix.in_pool {
             return Some(Outcome::Drop(Counter::DropLocatorSourceFromOutside));
         }
     }
@@ -169,7 +172,7 @@ pub(crate) fn outer<E: Environment, I: Ip>(
             || source.action() != Action::Absent
             || source.is_sender(),
     );
-    plan_destination(environment, link, packet, lookups, &destination, plan);
+    plan_destination(environment, link, packet, lookups, destination, other, plan);
     plan.source_in_fabric = packet.source;
     if access && source.is_sender() && !source.sender_locator.is_none() && !interface.keeps_source()
     {
@@ -193,6 +196,7 @@ fn plan_destination<E: Environment, I: Ip>(
     packet: &Packet<I>,
     lookups: &mut Lookups,
     destination: &Visible<I>,
+    onward: &mut Visible<I>,
     plan: &mut Plan<I>,
 ) {
     let from_fabric = link.is_from(Role::Fabric);
@@ -226,14 +230,7 @@ fn plan_destination<E: Environment, I: Ip>(
             if !from_outside(link) {
                 plan.destination = destination.forward;
                 plan.moved_on = 1;
-                let mut onward = Visible::<I>::NOTHING;
-                lookup(
-                    environment,
-                    lookups,
-                    link,
-                    &destination.forward,
-                    &mut onward,
-                );
+                lookup(environment, lookups, link, &destination.forward, onward);
                 if onward.action() == Action::Local {
                     plan.deliver = onward.ifindex;
                     plan.deliver_mac = onward.mac;
@@ -252,27 +249,25 @@ pub(crate) fn quote<E: Environment, I: Ip>(
     link: &Link,
     state: &mut State<I>,
 ) -> Option<Outcome> {
+    let outside = from_outside(link);
+    lookup(
+        environment,
+        &mut state.lookups,
+        link,
+        &state.packet.quoted_source,
+        &mut state.other,
+    );
     let State {
         packet,
         plan,
+        other: visible,
         lookups,
         ..
     } = state;
-    let outside = from_outside(link);
-    let found = find::<E, I>(environment, packet.quoted_source);
-    if outside && found.prefix.in_pool {
+    if outside && visible.found.prefix.in_pool {
         return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
     }
     let mut bound = false;
-    let mut visible = Visible::<I>::NOTHING;
-    look_at(
-        environment,
-        lookups,
-        link,
-        packet.quoted_source,
-        found.index,
-        &mut visible,
-    );
     match visible.action() {
         Action::Absent => {}
         Action::Known | Action::Local => bound = true,
@@ -295,7 +290,7 @@ pub(crate) fn quote<E: Environment, I: Ip>(
         lookups,
         link,
         &packet.quoted_destination,
-        &mut visible,
+        visible,
     );
     if visible.action() != Action::Absent || visible.is_sender() {
         bound = true;

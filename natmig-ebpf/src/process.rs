@@ -46,7 +46,7 @@ pub fn process<E: Environment>(environment: &E, scratch: &mut Scratch, ingress: 
         Outcome::Pass(_) if role == Role::Kernel => Outcome::Drop(Counter::DropKernelPort),
         outcome @ (Outcome::Pass(_)
         | Outcome::Drop(_)
-        | Outcome::Redirect(..)
+        | Outcome::Redirect(_)
         | Outcome::Reply(_)) => outcome,
     };
     count(environment, &mut scratch.link, interface.slot, outcome)
@@ -82,7 +82,7 @@ fn decide<E: Environment>(
         Kind::Arp => {
             let Scratch { link, ipv4, .. } = scratch;
             ipv4.lookups.begin();
-            arp::answer(environment, interface, link, &mut ipv4.lookups)
+            arp::answer(environment, interface, link, ipv4)
         }
         Kind::Other => Outcome::Pass(Counter::PassOtherProtocol),
         Kind::Truncated => Outcome::Pass(Counter::PassMalformed),
@@ -114,6 +114,8 @@ fn packet<E: Environment, I: Ip>(
     if !counted {
         environment.count(interface.slot, Counter::BindingTrafficLost, link.length);
     }
+    let device = state.hop.device;
+    scratch.device = device;
     outcome
 }
 
@@ -158,7 +160,7 @@ fn may_forward<E: Environment, I: Ip>(environment: &E, link: &Link, state: &Stat
 }
 
 /// Concludes with a packet whose next hop is known.
-#[inline(never)]
+#[inline(always)]
 fn conclude<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
@@ -215,7 +217,8 @@ fn conclude<E: Environment, I: Ip>(
     }
     if is_refused {
         return match I::answer_too_big(environment, interface, link, packet, hop.mtu) {
-            Some(outcome) => outcome,
+            Some(Counter::DropNoRoom) => Outcome::Drop(Counter::DropNoRoom),
+            Some(counter) => Outcome::Reply(counter),
             None if from_kernel => Outcome::Drop(Counter::DropKernelPort),
             None => pass(environment, interface, link, state, Counter::PassFragment),
         };
@@ -248,7 +251,7 @@ fn conclude<E: Environment, I: Ip>(
         return Outcome::Drop(Counter::DropNoRoom);
     }
     if plan.bound == 0 {
-        return Outcome::Redirect(hop.device, Counter::Forwarded);
+        return Outcome::Redirect(Counter::Forwarded);
     }
     count_steps(environment, interface, link, state);
     let verdict = if state.plan.deliver != 0 || state.rewrite.changes_address(&state.packet) {
@@ -256,11 +259,11 @@ fn conclude<E: Environment, I: Ip>(
     } else {
         Counter::Transit
     };
-    Outcome::Redirect(state.hop.device, verdict)
+    Outcome::Redirect(verdict)
 }
 
 /// Passes the packet to the kernel, rewritten, in a frame that the kernel takes.
-#[inline(never)]
+#[inline(always)]
 fn pass<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
@@ -268,6 +271,18 @@ fn pass<E: Environment, I: Ip>(
     state: &State<I>,
     counter: Counter,
 ) -> Outcome {
+    prepare_for_kernel(environment, interface, link, state);
+    Outcome::Pass(counter)
+}
+
+/// Rewrites the packet, in a frame that the kernel takes.
+#[inline(never)]
+fn prepare_for_kernel<E: Environment, I: Ip>(
+    environment: &E,
+    interface: &Interface,
+    link: &Link,
+    state: &State<I>,
+) {
     let State {
         packet, rewrite, ..
     } = state;
@@ -278,7 +293,6 @@ fn pass<E: Environment, I: Ip>(
     if link.destination_mac != own {
         link::set_macs(environment, own, link.source_mac);
     }
-    Outcome::Pass(counter)
 }
 
 /// Counts what was done with the packet on the way.
@@ -297,8 +311,7 @@ fn count_steps<E: Environment, I: Ip>(
     } = state;
     let length = link.length;
     let slot = interface.slot;
-    if packet.opaque != 0
-        && (rewrite.changes_destination(packet) || rewrite.changes_source(packet))
+    if packet.opaque != 0 && (rewrite.changes_destination(packet) || rewrite.changes_source(packet))
     {
         environment.count(slot, Counter::AddressesOnly, length);
     }

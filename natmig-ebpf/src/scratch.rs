@@ -6,7 +6,12 @@
 use natmig_common::{Ipv4, Ipv6};
 
 use crate::{
-    environment::Hop, family::Ip, link::Link, lookup::Lookups, packet::Packet, plan::Plan,
+    environment::Hop,
+    family::Ip,
+    link::Link,
+    lookup::{Lookups, Visible},
+    packet::Packet,
+    plan::Plan,
     translate::Rewrite,
 };
 
@@ -22,6 +27,8 @@ pub struct Scratch {
     pub ipv6: State<Ipv6>,
     /// [`natmig_common::Family::NUMBER`] of the family whose packet was parsed; 0 if none was.
     pub family: u8,
+    /// The device to which a frame is redirected.
+    pub device: u32,
 }
 
 /// The state of one packet.
@@ -36,6 +43,12 @@ pub struct State<I: Ip> {
     pub hop: Hop,
     /// What its addresses became.
     pub rewrite: Rewrite<I>,
+    /// What the tables say of its destination.
+    pub(crate) destination: Visible<I>,
+    /// What the tables say of its source.
+    pub(crate) source: Visible<I>,
+    /// What the tables say of some other address.
+    pub(crate) other: Visible<I>,
     pub(crate) lookups: Lookups,
 }
 
@@ -45,6 +58,9 @@ impl<I: Ip> State<I> {
         plan: Plan::EMPTY,
         hop: Hop::NONE,
         rewrite: Rewrite::EMPTY,
+        destination: Visible::NOTHING,
+        source: Visible::NOTHING,
+        other: Visible::NOTHING,
         lookups: Lookups::EMPTY,
     };
 
@@ -64,5 +80,6 @@ impl Scratch {
         ipv4: State::EMPTY,
         ipv6: State::EMPTY,
         family: 0,
+        device: 0,
     };
 }

@@ -18,6 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use natmig_common::Role;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::read::check_pool;
 use crate::{
     names::{RouterName, SegmentName},
     rule::MacAddress,

@@ -23,7 +23,7 @@ mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -77,7 +77,7 @@ pub struct Coordinator {
     config: Config,
     topology: Option<Topology>,
     vms: BTreeMap<VmName, VmState>,
-    identities: BTreeMap<Ipv4Addr, VmName>,
+    identities: BTreeMap<IpAddr, VmName>,
     macs: BTreeMap<MacAddress, VmName>,
     /// The routers of the topology.
     routers: BTreeMap<RouterName, Router>,
@@ -87,8 +87,8 @@ pub struct Coordinator {
     /// VMs that no other migration may touch, and the migration that holds them.
     busy: BTreeMap<VmName, TransactionId>,
     /// Locators that must not be given out: bound, draining, or in quarantine.
-    used: BTreeSet<Ipv4Addr>,
-    quarantined: BTreeMap<Ipv4Addr, Timestamp>,
+    used: BTreeSet<IpAddr>,
+    quarantined: BTreeMap<IpAddr, Timestamp>,
     next_id: u64,
     /// Version of the next whole table that is sent.
     next_version: u64,
@@ -141,7 +141,9 @@ impl Coordinator {
 
     fn insert_vm(&mut self, state: VmState) {
         let name = state.vm.name.clone();
-        self.identities.insert(state.vm.identity, name.clone());
+        for identity in state.vm.identities.iter() {
+            self.identities.insert(identity, name.clone());
+        }
         self.macs.insert(state.vm.mac, name.clone());
         self.used.extend(state.locators());
         self.vms.insert(name, state);
@@ -181,8 +183,8 @@ impl Coordinator {
             }
             // What moves is bound, draining or about to be: its locators are not free.
             for step in &migration.record.moves {
-                self.used.extend(step.new_locator());
-                self.used.extend(step.old_locator());
+                self.used.extend(step.new_locators().iter());
+                self.used.extend(step.old_locators().iter());
             }
             if migration.is_busy() {
                 for step in &migration.record.moves {

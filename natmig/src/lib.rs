@@ -1,6 +1,7 @@
 //! natmig's userspace: planner and transaction machine (pure), router tables and loader, agent,
 //! controller, command line.
 
+pub mod addresses;
 pub mod agent;
 pub mod cli;
 pub mod config;

@@ -5,13 +5,13 @@ mod agent;
 mod control;
 mod rule;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 pub use agent::{Command, Hello, Order, Outcome, Reply, RouterInterface};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use crate::rule::MacAddress;
+use crate::{addresses::Addresses, rule::MacAddress};
 
 /// The generated messages, clients and servers.
 #[allow(
@@ -30,11 +30,11 @@ pub mod v1 {
 const TEXT_LIMIT: usize = 4096;
 
 /// Version of the agent protocol; both ends must speak the same one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
-/// Largest message in either direction: a full table of two million addresses takes less than
-/// half of it.
-pub const MESSAGE_LIMIT: usize = 256 << 20;
+/// Largest message in either direction: a full table of two million addresses of each family takes
+/// less than half of it.
+pub const MESSAGE_LIMIT: usize = 1 << 30;
 
 /// Bytes that a peer may have on the way before they are read.
 pub const WINDOW: u32 = 4 << 20;
@@ -74,22 +74,18 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {
     value.ok_or_else(|| Malformed::new(field, "is missing"))
 }
 
-fn address(field: &'static str, bytes: &[u8]) -> Result<Ipv4Addr, Malformed> {
+fn address(field: &'static str, bytes: &[u8]) -> Result<IpAddr, Malformed> {
     optional_address(field, bytes)?.ok_or_else(|| Malformed::new(field, "is missing"))
 }
 
-fn optional_address(field: &'static str, bytes: &[u8]) -> Result<Option<Ipv4Addr>, Malformed> {
+fn optional_address(field: &'static str, bytes: &[u8]) -> Result<Option<IpAddr>, Malformed> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    let octets: [u8; 4] = bytes.try_into().map_err(|_| {
-        Malformed::new(
-            field,
-            format!("an IPv4 address has 4 bytes, not {}", bytes.len()),
-        )
-    })?;
-    let address = Ipv4Addr::from(octets);
-    if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
+    let address = any_address(field, bytes)?;
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
+    if address.is_unspecified() || address.is_multicast() || broadcast || mapped {
         return Err(Malformed::new(
             field,
             format!("{address} is no address of a host"),
@@ -98,12 +94,38 @@ fn optional_address(field: &'static str, bytes: &[u8]) -> Result<Option<Ipv4Addr
     Ok(Some(address))
 }
 
-fn address_bytes(address: Ipv4Addr) -> Vec<u8> {
-    address.octets().to_vec()
+fn any_address(field: &'static str, bytes: &[u8]) -> Result<IpAddr, Malformed> {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let ipv6 = <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or(ipv6).map_err(|_| {
+        Malformed::new(
+            field,
+            format!("an address has 4 or 16 bytes, not {}", bytes.len()),
+        )
+    })
 }
 
-fn optional_address_bytes(address: Option<Ipv4Addr>) -> Vec<u8> {
+fn addresses(field: &'static str, wire: &[Vec<u8>]) -> Result<Addresses, Malformed> {
+    let addresses = wire
+        .iter()
+        .map(|bytes| address(field, bytes))
+        .collect::<Result<Vec<_>, _>>()?;
+    Addresses::collect(addresses).map_err(|error| Malformed::new(field, error.to_string()))
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn optional_address_bytes(address: Option<IpAddr>) -> Vec<u8> {
     address.map_or_else(Vec::new, address_bytes)
+}
+
+fn addresses_bytes(addresses: Addresses) -> Vec<Vec<u8>> {
+    addresses.iter().map(address_bytes).collect()
 }
 
 fn mac(field: &'static str, bytes: &[u8]) -> Result<MacAddress, Malformed> {
@@ -136,18 +158,16 @@ fn name<T: for<'a> From<&'a str>>(field: &'static str, text: &str) -> Result<T, 
     Ok(T::from(text))
 }
 
-fn prefix(field: &'static str, wire: &v1::Prefix) -> Result<Ipv4Net, Malformed> {
-    let octets: [u8; 4] = wire.address[..]
-        .try_into()
-        .map_err(|_| Malformed::new(field, "an IPv4 prefix has 4 bytes"))?;
+fn prefix(field: &'static str, wire: &v1::Prefix) -> Result<IpNet, Malformed> {
+    let address = any_address(field, &wire.address)?;
     u8::try_from(wire.length)
         .ok()
-        .and_then(|length| Ipv4Net::new(Ipv4Addr::from(octets), length).ok())
+        .and_then(|length| IpNet::new(address, length).ok())
         .ok_or_else(|| Malformed::new(field, format!("{} is no prefix length", wire.length)))
 }
 
-impl From<&Ipv4Net> for v1::Prefix {
-    fn from(prefix: &Ipv4Net) -> Self {
+impl From<&IpNet> for v1::Prefix {
+    fn from(prefix: &IpNet) -> Self {
         Self {
             address: address_bytes(prefix.network()),
             length: prefix.prefix_len().into(),

@@ -10,6 +10,7 @@ mod bpf;
 mod error;
 #[doc(hidden)]
 pub mod failpoint;
+mod family;
 mod grace;
 mod guard;
 pub(crate) mod inspect;
@@ -26,30 +27,32 @@ mod version;
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use natmig_common::{
-    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, META_MAGIC, Meta, PoolKey, Role, SlotState,
-    Version,
+    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, Ipv4, Ipv6, META_MAGIC, Meta, Role, SlotState,
 };
 
+pub use self::{
+    announce::Announcement, error::RouterError, guard::GuardCounter, maps::MapBytes,
+    tables::Progress,
+};
 use self::{
-    address_map::AddressSet,
+    family::Net,
     instance::{Instance, Lock},
     interfaces::Attached,
     kernel::Kernel,
     maps::Maps,
     netlink::Socket,
-    tables::{APPLY, Tables, Write},
-    version::{Segments, action, same},
+    tables::{APPLY, Bound, Tables, Write, Writes},
+    version::{Decoded, Segments},
 };
-pub use self::{announce::Announcement, error::RouterError, guard::GuardCounter, tables::Progress};
 use crate::{
     config::RouterConfig,
-    rule::{Change, Changes, Rule, TransactionId},
+    rule::{Changes, Rule, TransactionId},
 };
 
 /// How to start.
@@ -153,7 +156,7 @@ pub struct Router {
     kernel: Kernel,
     announcements: Vec<Announcement>,
     /// Versions that count and that the kernel's state does not follow yet.
-    following: Vec<(Ipv4Addr, Version)>,
+    following: Vec<(IpAddr, Decoded)>,
     /// The kernel refused something, so its state may differ from what the tables say.
     unsettled: bool,
     _lock: Lock,
@@ -168,7 +171,8 @@ impl Router {
         let instance = Instance::new(&config.instance);
         Instance::check_bpffs()?;
         let lock = instance.lock()?;
-        let adopted = Maps::probe(&instance.maps())?.is_some();
+        let pinned = Maps::probe(&instance.maps())?;
+        let adopted = pinned.is_some();
         let mut socket = open_socket()?;
         let found = interfaces::find(&mut socket, config)?;
         for (_, link) in &found {
@@ -178,7 +182,7 @@ impl Router {
             // What a load that was killed left.
             loader::remove_pins(&instance)?;
         }
-        Self::start_locked(config, options, &instance, lock, adopted).inspect_err(|_| {
+        Self::start_locked(config, options, &instance, lock, pinned.as_ref()).inspect_err(|_| {
             if !adopted && let Err(error) = remove_all(&instance) {
                 tracing::warn!(%error, "a failed start could not be cleaned up: run natmig unload");
             }
@@ -190,8 +194,9 @@ impl Router {
         options: &StartOptions,
         instance: &Instance,
         lock: Lock,
-        adopted: bool,
+        pinned: Option<&Meta>,
     ) -> Result<Started, RouterError> {
+        let adopted = pinned.is_some();
         let mut socket = open_socket()?;
         let found = interfaces::find(&mut socket, config)?;
         let mtu = found
@@ -206,11 +211,11 @@ impl Router {
             .map(|(_, link)| link.ifindex)
             .chain([port.near, port.far])
             .max();
-        let sizes = loader::sizes(config, largest.unwrap_or(0))?;
+        let sizes = loader::sizes(config, pinned, largest.unwrap_or(0))?;
         loader::create_directories(instance)?;
         let program = loader::load(instance, options.object.as_deref(), sizes)?;
         let maps = Maps::open(&instance.maps(), false)?;
-        let map_bytes = maps.bytes;
+        let map_bytes = MapBytes::of(&instance.maps())?.total();
         write_meta(&maps, config, adopted);
         let attached = interfaces::fill(&mut socket, &maps, &found, port)?;
         let (tables, recovery) = Tables::open(maps)?;
@@ -228,7 +233,7 @@ impl Router {
         };
         router.adopt_interfaces()?;
         let pools = if config.locator_pools.is_empty() {
-            router.pools()?
+            router.pools()
         } else {
             config.locator_pools.clone()
         };
@@ -241,12 +246,20 @@ impl Router {
             map_bytes,
             ..StartReport::default()
         };
-        if adopted && router.tables.capacity() != config.max_addresses {
-            report.warnings.push(format!(
-                "the pinned tables have room for {} addresses and max_addresses is {}: unload and load again to change that",
-                router.tables.capacity(),
-                config.max_addresses
-            ));
+        let capacity = router.tables.capacity();
+        for (found, name, wanted) in [
+            (capacity.ipv4, "max_addresses", config.max_addresses),
+            (
+                capacity.ipv6,
+                "max_addresses_ipv6",
+                config.max_addresses_ipv6,
+            ),
+        ] {
+            if adopted && found != wanted {
+                report.warnings.push(format!(
+                    "the pinned tables have room for {found} addresses and {name} is {wanted}: unload and load again to change that"
+                ));
+            }
         }
         for attached in router.interfaces.values() {
             let generic = options.generic && attached.interface.role != Role::Kernel as u8;
@@ -321,22 +334,47 @@ impl Router {
     /// Writes pending versions of everything a transaction changes. All or nothing, idempotent.
     pub fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
         self.settle_first();
-        let write = |change: &Change, early| {
-            let version = self.segments.version(&change.rule)?;
-            Ok(Write {
-                address: change.address,
-                version,
-                early,
-            })
-        };
-        let early = changes.early.iter().map(|change| write(change, true));
-        let pending = changes.pending.iter().map(|change| write(change, false));
-        let writes = early
-            .chain(pending)
-            .collect::<Result<Vec<_>, RouterError>>()?;
+        let mut writes = Writes::default();
+        for (changes, early) in [(&changes.early, true), (&changes.pending, false)] {
+            for change in changes {
+                self.add_write(&mut writes, change.address, &change.rule, early)?;
+            }
+        }
+        let concerned = self.concerned(&writes);
         self.tables
-            .prepare(id, &writes, &self.segments, &mut |_, _, _| {})?;
-        self.watch(writes.iter().map(|write| write.address))
+            .prepare(id, writes, &self.segments, &mut |_, _, _| {})?;
+        self.watch(concerned.into_iter())
+    }
+
+    fn add_write(
+        &self,
+        writes: &mut Writes,
+        address: IpAddr,
+        rule: &Rule,
+        early: bool,
+    ) -> Result<(), RouterError> {
+        match address {
+            IpAddr::V4(address) => writes.ipv4.push(Write {
+                address: Ipv4::number(address.octets()),
+                version: self.segments.version(rule)?,
+                early,
+            }),
+            IpAddr::V6(address) => writes.ipv6.push(Write {
+                address: Ipv6::number(address.octets()),
+                version: self.segments.version(rule)?,
+                early,
+            }),
+        }
+        Ok(())
+    }
+
+    /// Those of a transaction's addresses that concern the kernel.
+    fn concerned(&self, writes: &Writes) -> Vec<IpAddr> {
+        writes
+            .decoded()
+            .filter(|(address, version)| self.kernel.is_concerned(*address, version))
+            .map(|(address, _)| address)
+            .collect()
     }
 
     /// Makes a transaction count: one store. Idempotent; it is announced each time, since the
@@ -369,22 +407,24 @@ impl Router {
         }
     }
 
-    /// Queues a transaction's announcements; returns what it changes.
-    fn announce(&mut self, id: TransactionId) -> Vec<(Ipv4Addr, Version)> {
+    /// Queues a transaction's announcements; returns what of its changes concerns the kernel.
+    fn announce(&mut self, id: TransactionId) -> Vec<(IpAddr, Decoded)> {
         let gateway_mac = self.config.gateway_mac.0;
-        let changed: Vec<(Ipv4Addr, Version)> = self
-            .tables
-            .entries_of(id)
-            .iter()
-            .map(|entry| (Ipv4Addr::from(entry.address), entry.pending))
-            .collect();
-        for (address, version) in &changed {
+        let mut changed = Vec::new();
+        for bound in self.tables.changed_by(id) {
+            let Some(version) = bound.pending else {
+                continue;
+            };
+            if !self.kernel.is_concerned(bound.address, &version) {
+                continue;
+            }
             let mac = self
                 .interfaces
                 .get(&version.ifindex)
                 .map_or([0; 6], |attached| attached.interface.mac);
             self.announcements
-                .extend(Announcement::of(*address, version, gateway_mac, mac));
+                .extend(Announcement::of(bound.address, &version, gateway_mac, mac));
+            changed.push((bound.address, version));
         }
         changed
     }
@@ -408,14 +448,15 @@ impl Router {
     }
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
-    pub fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+    pub fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
         self.settle_first();
         self.tables.retire(addresses)?;
-        let versions: Vec<(Ipv4Addr, Version)> = addresses
+        let versions: Vec<(IpAddr, Decoded)> = addresses
             .iter()
             .map(|address| {
-                let entry = self.tables.entry(*address).unwrap_or_default();
-                (*address, self.tables.effective(&entry))
+                let bound = self.tables.bound(*address);
+                let version = bound.map(|bound| self.tables.effective(&bound));
+                (*address, version.unwrap_or(Decoded::ABSENT))
             })
             .collect();
         self.kernel.follow(versions.into_iter())?;
@@ -424,14 +465,11 @@ impl Router {
 
     /// Makes `rules` the whole table, as one transaction. Entries that an unfinished transaction
     /// holds are left alone.
-    pub fn replace(
-        &mut self,
-        rules: &BTreeMap<Ipv4Addr, Rule>,
-    ) -> Result<ApplyReport, RouterError> {
-        let table = rules
-            .iter()
-            .map(|(address, rule)| Ok((*address, self.segments.version(rule)?)))
-            .collect::<Result<Vec<_>, RouterError>>()?;
+    pub fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<ApplyReport, RouterError> {
+        let mut table = Writes::default();
+        for (address, rule) in rules {
+            self.add_write(&mut table, *address, rule, false)?;
+        }
         self.apply(table, false, &mut |_, _, _| {})
     }
 
@@ -439,58 +477,20 @@ impl Router {
     /// as they are.
     fn apply(
         &mut self,
-        table: Vec<(Ipv4Addr, Version)>,
+        table: Writes,
         merge: bool,
         progress: Progress<'_>,
     ) -> Result<ApplyReport, RouterError> {
         self.settle_first();
         let mut report = ApplyReport::default();
-        let mut writes = Vec::with_capacity(table.len());
-        if !merge {
-            let named: AddressSet = table.iter().map(|(address, _)| *address).collect();
-            for (address, entry) in self.tables.addresses() {
-                if named.contains(&address) {
-                    continue;
-                }
-                if entry.reference().is_some() {
-                    report.held += 1;
-                } else if action(&entry.current) != Action::Absent {
-                    report.removed += 1;
-                    writes.push(Write {
-                        address,
-                        version: Version::default(),
-                        early: false,
-                    });
-                }
-            }
-        }
-        for (address, version) in table {
-            match self.tables.entry(address) {
-                Some(entry) if entry.reference().is_some() => {
-                    report.held += 1;
-                    continue;
-                }
-                Some(entry) if same(&entry.current, &version) => {
-                    report.unchanged += 1;
-                    continue;
-                }
-                Some(entry) if action(&entry.current) != Action::Absent => report.changed += 1,
-                Some(_) | None => report.added += 1,
-            }
-            writes.push(Write {
-                address,
-                version,
-                early: false,
-            });
-        }
+        let writes = self.tables.difference(table, merge, &mut report);
         if writes.is_empty() {
             return Ok(report);
         }
+        let concerned = self.concerned(&writes);
         self.tables
-            .prepare(APPLY, &writes, &self.segments, progress)?;
-        let addresses: Vec<Ipv4Addr> = writes.iter().map(|write| write.address).collect();
-        drop(writes);
-        self.watch(addresses.iter().copied())?;
+            .prepare(APPLY, writes, &self.segments, progress)?;
+        self.watch(concerned.iter().copied())?;
         progress("committing", 0, 1);
         let committed = self.commit(APPLY)?;
         report.committed_at = committed.committed_at;
@@ -498,7 +498,7 @@ impl Router {
         progress("folding", 0, 1);
         self.settle_first();
         self.tables.fold(APPLY)?;
-        self.watch(addresses.into_iter())?;
+        self.watch(concerned.into_iter())?;
         progress("folding", 1, 1);
         Ok(report)
     }
@@ -516,13 +516,13 @@ impl Router {
     }
 
     /// The table as it was before the transactions that are held.
-    pub fn table(&self) -> BTreeMap<Ipv4Addr, Rule> {
+    pub fn table(&self) -> BTreeMap<IpAddr, Rule> {
         self.tables
             .addresses()
             // An early change is the transaction's that it came with.
-            .filter(|(_, entry)| entry.reference == 0 || entry.current != entry.pending)
-            .filter(|(_, entry)| action(&entry.current) != Action::Absent)
-            .map(|(address, entry)| (address, self.segments.rule(&entry.current)))
+            .filter(|bound| bound.pending != Some(bound.current))
+            .filter(|bound| bound.current.action != Action::Absent)
+            .map(|bound| (bound.address, self.segments.rule(&bound.current)))
             .collect()
     }
 
@@ -531,27 +531,12 @@ impl Router {
         crate::rule::digest(self.table().iter().map(|(address, rule)| (*address, rule)))
     }
 
-    /// The fabric's locator pools as the tables hold them.
-    pub fn pools(&self) -> Result<Vec<Ipv4Net>, RouterError> {
-        let doing = || RouterError::system("read the locator pools");
-        let mut pools = Vec::new();
-        let mut key: Option<PoolKey> = None;
-        while let Some(next) = self
-            .tables
-            .maps
-            .pools
-            .next_key(key.as_ref())
-            .map_err(doing())?
-        {
-            let length = u8::try_from(next.prefix_length).unwrap_or(32);
-            pools.extend(Ipv4Net::new(Ipv4Addr::from(next.address), length));
-            key = Some(next);
-        }
-        pools.sort();
-        Ok(pools)
+    /// The fabric's locator pools as the tables hold them, as few prefixes as say the same.
+    pub fn pools(&self) -> Vec<IpNet> {
+        Tables::pools(&self.tables.maps)
     }
 
-    fn install_guard(&self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+    fn install_guard(&self, pools: &[IpNet]) -> Result<(), RouterError> {
         let boundary: Vec<(String, [u8; 6])> = self
             .interfaces
             .values()
@@ -565,24 +550,9 @@ impl Router {
     }
 
     /// Sets the fabric's locator pools, in the tables and in the guard.
-    pub fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
-        let key = |pool: &Ipv4Net| PoolKey {
-            prefix_length: u32::from(pool.prefix_len()),
-            address: pool.network().octets(),
-        };
+    pub fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError> {
         self.install_guard(pools)?;
-        let doing = || RouterError::system("set the locator pools");
-        for pool in pools {
-            self.tables
-                .maps
-                .pools
-                .update(&key(pool), &1_u32)
-                .map_err(doing())?;
-        }
-        for pool in self.pools()?.iter().filter(|pool| !pools.contains(pool)) {
-            self.tables.maps.pools.delete(&key(pool)).map_err(doing())?;
-        }
-        Ok(())
+        self.tables.set_pools(pools)
     }
 
     /// The highest term of a controller that this router has seen.
@@ -619,7 +589,7 @@ impl Router {
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
         self.adopt_interfaces()?;
-        self.install_guard(&self.pools()?)?;
+        self.install_guard(&self.pools())?;
         self.reconcile()
     }
 
@@ -629,23 +599,37 @@ impl Router {
     }
 
     /// Bytes of kernel memory that the maps take.
-    pub fn map_bytes(&self) -> u64 {
-        self.tables.maps.bytes
+    pub fn map_bytes(&self) -> Result<MapBytes, RouterError> {
+        MapBytes::of(&self.instance.maps())
     }
 
-    fn addresses_of(&self, id: TransactionId) -> Vec<Ipv4Addr> {
-        let entries = self.tables.entries_of(id);
-        entries
-            .iter()
-            .map(|entry| Ipv4Addr::from(entry.address))
+    /// Addresses that the tables have room for, IPv4 and IPv6.
+    pub fn capacity(&self) -> (u32, u32) {
+        let capacity = self.tables.capacity();
+        (capacity.ipv4, capacity.ipv6)
+    }
+
+    /// Those of a held transaction's addresses that concern the kernel.
+    fn addresses_of(&self, id: TransactionId) -> Vec<IpAddr> {
+        let is_concerned = |bound: &Bound| {
+            let versions = [Some(bound.current), bound.pending];
+            versions
+                .iter()
+                .flatten()
+                .any(|version| self.kernel.is_concerned(bound.address, version))
+        };
+        self.tables
+            .changed_by(id)
+            .filter(is_concerned)
+            .map(|bound| bound.address)
             .collect()
     }
 
     /// Lets promiscuous mode follow what became of these addresses.
-    fn watch(&mut self, addresses: impl Iterator<Item = Ipv4Addr>) -> Result<(), RouterError> {
+    fn watch(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), RouterError> {
         for address in addresses {
-            let entry = self.tables.entry(address).unwrap_or_default();
-            self.kernel.watch(address, &entry);
+            let bound = self.tables.bound(address).unwrap_or(Bound::none(address));
+            self.kernel.watch(&bound);
         }
         self.follow_promiscuity()
     }
@@ -680,7 +664,7 @@ impl Router {
         let tables = &self.tables;
         let entries = tables
             .addresses()
-            .map(|(address, entry)| (address, entry, tables.effective(&entry)));
+            .map(|bound| (bound, tables.effective(&bound)));
         self.kernel.reconcile(entries, &access)?;
         self.unsettled = false;
         self.following.clear();
@@ -741,11 +725,13 @@ fn write_meta(maps: &Maps, config: &RouterConfig, adopted: bool) {
         magic: META_MAGIC,
         abi_version: ABI_VERSION,
         term,
-        entry_capacity: u32::try_from(maps.entries.len()).unwrap_or(u32::MAX),
+        entry_capacity: maps.ipv4.capacity(),
         interface_capacity: maps.counters.info.max_entries / natmig_common::Counter::COUNT,
         gateway_mac: config.gateway_mac.0,
         _pad: [0; 2],
-        _reserved: [0; 4],
+        entry_capacity_ipv6: maps.ipv6.capacity(),
+        binding_banks: maps.ipv4.banks(),
+        _reserved: [0; 3],
     };
     let bytes = bytemuck::bytes_of(&meta);
     maps.meta.write(0, 8, &bytes[8..]);

@@ -5,19 +5,24 @@
 
 mod check;
 mod parse;
+mod subnet;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use self::parse::TopologyError;
-use crate::names::{RouterName, SegmentName};
+use self::subnet::SegmentRecord;
+pub use self::{parse::TopologyError, subnet::Subnet};
+use crate::{
+    addresses::IpFamily,
+    names::{RouterName, SegmentName},
+};
 
 /// How long old locators are forwarded after a migration, unless the topology says otherwise.
 pub const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
@@ -47,17 +52,21 @@ impl fmt::Display for Tier {
     }
 }
 
-/// An IP subnet at the edge.
+/// A subnet at the edge, of one family or of both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "SegmentRecord", try_from = "SegmentRecord")]
 pub struct Segment {
-    /// Its prefix.
-    pub prefix: Ipv4Net,
-    /// Its gateway address.
-    pub gateway: Ipv4Addr,
-    /// Where its locators come from; inside the prefix.
-    pub pool: Ipv4Net,
+    /// Its addresses: of one family or of each, IPv4 first.
+    pub subnets: Vec<Subnet>,
     /// The one or two edge routers that serve it.
     pub routers: BTreeSet<RouterName>,
+}
+
+impl Segment {
+    /// Its addresses of a family.
+    pub fn subnet(&self, family: IpFamily) -> Option<&Subnet> {
+        self.subnets.iter().find(|subnet| subnet.family() == family)
+    }
 }
 
 /// Routers and segments of a fabric.
@@ -95,15 +104,23 @@ impl Topology {
     }
 
     /// The locator pools of all segments, as every router needs them.
-    pub fn pools(&self) -> Vec<Ipv4Net> {
-        self.segments.values().map(|segment| segment.pool).collect()
+    pub fn pools(&self) -> Vec<IpNet> {
+        self.segments
+            .values()
+            .flat_map(|segment| &segment.subnets)
+            .map(|subnet| subnet.pool)
+            .collect()
     }
 
-    /// The segment whose prefix contains an address.
-    pub fn segment_of(&self, address: Ipv4Addr) -> Option<&SegmentName> {
+    /// The segment one of whose prefixes contains an address.
+    pub fn segment_of(&self, address: IpAddr) -> Option<&SegmentName> {
         self.segments
             .iter()
-            .find(|(_, segment)| segment.prefix.contains(&address))
+            .find(|(_, segment)| {
+                segment
+                    .subnet(IpFamily::of(address))
+                    .is_some_and(|subnet| subnet.prefix.contains(&address))
+            })
             .map(|(name, _)| name)
     }
 }

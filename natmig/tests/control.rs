@@ -94,7 +94,7 @@ async fn group_of_a_thousand_fits() {
             let [high, low] = (number + 256).to_be_bytes();
             v1::Vm {
                 name: format!("vm{number}"),
-                identity: vec![10, 1, high, low],
+                identities: vec![vec![10, 1, high, low]],
                 mac: vec![2, 0, 0, 0, high, low],
                 home: "rack1".to_owned(),
             }

@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use natmig::{
+    addresses::Addresses,
     coordinator::{
         Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Timestamp, Unreachable,
     },
@@ -16,10 +21,24 @@ use natmig::{
 };
 use proptest::prelude::*;
 
+fn addresses(rack: u8, number: u8) -> Addresses {
+    let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, rack.into(), 0, 0, 0, 0, number.into());
+    let addresses: [IpAddr; 2] = [[10, 1, rack, number].into(), ipv6.into()];
+    Addresses::collect(addresses).unwrap()
+}
+
+fn identities(number: u8) -> Addresses {
+    addresses(1, number)
+}
+
+fn locators(number: u8) -> Addresses {
+    addresses(2, number)
+}
+
 fn vm(number: u8) -> VmState {
     VmState::at_home(Vm {
         name: VmName::new(format!("vm{number}")),
-        identity: [10, 1, 1, number].into(),
+        identities: identities(number),
         mac: MacAddress([2, 0, 0, 0, 0, number]),
         home: SegmentName::new("rack1"),
     })
@@ -29,7 +48,7 @@ fn migration(number: u8) -> MigrationRecord {
     let before = vm(number);
     let after = before.moved(Some(Binding {
         segment: SegmentName::new("rack2"),
-        locator: [10, 1, 2, number].into(),
+        locators: locators(number),
     }));
     MigrationRecord {
         id: TransactionId(number.into()),
@@ -77,15 +96,15 @@ fn any_op() -> impl Strategy<Value = StoreOp> {
         number
             .clone()
             .prop_map(|number| StoreOp::DeleteMigration(TransactionId(number.into()))),
-        (number.clone(), any::<u64>()).prop_map(|(number, until)| {
+        (number.clone(), 0..2_usize, any::<u64>()).prop_map(|(number, family, until)| {
             StoreOp::PutQuarantined(Quarantined {
-                locator: [10, 1, 2, number].into(),
+                locator: locators(number).iter().nth(family).unwrap(),
                 until: Timestamp(until),
             })
         }),
-        number
-            .clone()
-            .prop_map(|number| StoreOp::DeleteQuarantined([10, 1, 2, number].into())),
+        (number.clone(), 0..2_usize).prop_map(|(number, family)| {
+            StoreOp::DeleteQuarantined(locators(number).iter().nth(family).unwrap())
+        }),
         number
             .clone()
             .prop_map(|n| StoreOp::PutDrained(RouterName::new(format!("edge{n}")))),
@@ -202,6 +221,78 @@ fn other_versions_and_damaged_records_are_refused() {
         matches!(error, StoreError::Version { found: 999, .. }),
         "{error}"
     );
+}
+
+/// A store as natmig wrote it before it knew IPv6.
+#[test]
+fn an_ipv4_store_is_upgraded() {
+    type Numbered = redb::TableDefinition<'static, u64, &'static [u8]>;
+    const SEGMENT: &str =
+        r#""prefix":"10.1.1.0/24","gateway":"10.1.1.1","pool":"10.1.1.128/25","routers":["edge1"]"#;
+    const VM: &str =
+        r#""vm":{"name":"vm1","identity":"10.1.1.1","mac":"02:00:00:00:00:01","home":"rack1"}"#;
+    const AWAY: &str = r#""current":{"segment":"rack2","locator":"10.1.2.1"},"draining":[{"segment":"rack3","locator":"10.1.3.1"}],"returned":false"#;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let single = |key, value: &str| overwrite(&path, "natmig", key, value.as_bytes());
+    single("format", "1");
+    single("term", "7");
+    single("next_id", "5");
+    single(
+        "topology",
+        &format!(
+            r#"{{"drain":{{"secs":1,"nanos":0}},"quarantine":{{"secs":30,"nanos":0}},"routers":{{"edge1":"edge"}},"segments":{{"rack1":{{{SEGMENT}}}}}}}"#
+        ),
+    );
+    overwrite(&path, "vms", "vm1", format!("{{{VM},{AWAY}}}").as_bytes());
+    let home = format!(r#"{{{VM},"current":null,"draining":[],"returned":false}}"#);
+    let record = format!(
+        r#"{{"id":4,"moves":[{{"before":{home},"after":{{{VM},{AWAY}}}}}],"activation":"manual","activated":true,"unreachable":"wait","phase":"draining","times":[["preparing",1]],"drain_until":5,"error":null,"routers":{{}},"uncleared":[]}}"#
+    );
+    let database = redb::Database::create(&path).unwrap();
+    let write = database.begin_write().unwrap();
+    for (table, key, value) in [
+        ("migrations", 4, record.as_str()),
+        (
+            "quarantined",
+            0x0a01_0203,
+            r#"{"locator":"10.1.2.3","until":9}"#,
+        ),
+    ] {
+        let mut table = write.open_table(Numbered::new(table)).unwrap();
+        table.insert(key, value.as_bytes()).unwrap();
+    }
+    let drained: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("drained");
+    write.open_table(drained).unwrap();
+    write.commit().unwrap();
+    drop(database);
+
+    let mut store = FileStore::open(&path).unwrap();
+    let stored = store.load().unwrap();
+    let one = |address: [u8; 4]| Addresses::from(IpAddr::from(address));
+    assert_eq!(
+        stored.topology,
+        Some(topology()).map(|it| Topology {
+            quarantine: std::time::Duration::from_secs(30),
+            ..it
+        })
+    );
+    let state = &stored.vms[0];
+    assert_eq!(state.vm.identities, one([10, 1, 1, 1]));
+    assert_eq!(state.current.as_ref().unwrap().locators, one([10, 1, 2, 1]));
+    assert_eq!(state.draining[0].locators, one([10, 1, 3, 1]));
+    assert_eq!(stored.migrations[0].moves[0].after, *state);
+    assert_eq!(stored.quarantined[0].locator, IpAddr::from([10, 1, 2, 3]));
+    assert_eq!(stored.next_id, 5);
+    assert_eq!(store.begin_term(1).unwrap(), 8);
+    drop(store);
+    // It stays upgraded, and quarantines end as others do.
+    let mut store = FileStore::open(&path).unwrap();
+    assert_eq!(store.load().unwrap(), stored);
+    store
+        .apply(&[StoreOp::DeleteQuarantined([10, 1, 2, 3].into())])
+        .unwrap();
+    assert!(store.load().unwrap().quarantined.is_empty());
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use natmig::{
     coordinator::{self, Held, HeldState, Timestamp},
@@ -14,12 +18,29 @@ use natmig_common::Role;
 use proptest::prelude::*;
 use prost::Message;
 
-fn address() -> impl Strategy<Value = Ipv4Addr> {
+fn ipv4() -> BoxedStrategy<IpAddr> {
     any::<[u8; 4]>()
         .prop_map(Ipv4Addr::from)
         .prop_filter("an address of a host", |address| {
             !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
         })
+        .prop_map(IpAddr::V4)
+        .boxed()
+}
+
+fn ipv6() -> BoxedStrategy<IpAddr> {
+    any::<[u8; 16]>()
+        .prop_map(Ipv6Addr::from)
+        .prop_filter("an address of a host", |address| {
+            let special = address.is_unspecified() || address.is_multicast();
+            !special && address.to_ipv4_mapped().is_none()
+        })
+        .prop_map(IpAddr::V6)
+        .boxed()
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![ipv4(), ipv6()]
 }
 
 fn attachment() -> impl Strategy<Value = Attachment> {
@@ -29,7 +50,8 @@ fn attachment() -> impl Strategy<Value = Attachment> {
     })
 }
 
-fn rule() -> impl Strategy<Value = Rule> {
+/// Rules whose addresses are of one family.
+fn rule(address: fn() -> BoxedStrategy<IpAddr>) -> impl Strategy<Value = Rule> {
     let optional = || prop::option::of(address());
     prop_oneof![
         Just(Rule::Absent),
@@ -47,7 +69,9 @@ fn rule() -> impl Strategy<Value = Rule> {
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
-    prop::collection::btree_map(address(), rule(), 0..8).prop_map(|rules| {
+    let change = prop_oneof![(ipv4(), rule(ipv4)), (ipv6(), rule(ipv6))];
+    prop::collection::vec(change, 0..8).prop_map(|rules| {
+        let rules: BTreeMap<_, _> = rules.into_iter().collect();
         rules
             .into_iter()
             .map(|(address, rule)| Change { address, rule })
@@ -59,13 +83,11 @@ fn command() -> impl Strategy<Value = Command> {
     use coordinator::Command as Machine;
     let id = || any::<u64>().prop_map(TransactionId);
     let machine = prop_oneof![
-        prop::collection::vec((any::<[u8; 4]>(), 0..=32_u8), 0..4).prop_map(|pools| {
+        prop::collection::vec((address(), 0..=32_u8), 0..4).prop_map(|pools| {
             Machine::SetPools {
                 pools: pools
                     .into_iter()
-                    .map(|(network, length)| {
-                        ipnet::Ipv4Net::new(network.into(), length).unwrap().trunc()
-                    })
+                    .map(|(network, length)| ipnet::IpNet::new(network, length).unwrap().trunc())
                     .collect(),
             }
         }),
@@ -213,6 +235,9 @@ fn garbage_is_refused_by_name() {
             change(&[10, 0, 0, 1], known(&[224, 0, 0, 1])),
             "known.identity",
         ),
+        (change(&[10, 0, 0, 1], known(&[1; 16])), "change.rule"),
+        (change(&[1; 16], known(&[10, 0, 0, 1])), "change.rule"),
+        (change(&[0xff; 16], known(&[1; 16])), "change.address"),
         (change(&[10, 0, 0, 1], None), "rule.action"),
         (
             change(
@@ -243,7 +268,7 @@ fn garbage_is_refused_by_name() {
         assert_eq!(error.field, field);
     }
     let hello = v1::Hello {
-        protocol: 2,
+        protocol: 1,
         router: "edge1".to_owned(),
         ..v1::Hello::default()
     };
@@ -255,7 +280,7 @@ fn garbage_is_refused_by_name() {
     );
     for router in ["", "two words", &"x".repeat(256), "a\0b"] {
         let hello = v1::Hello {
-            protocol: 1,
+            protocol: 2,
             router: router.to_owned(),
             ..v1::Hello::default()
         };
@@ -291,25 +316,26 @@ fn outcome_that_a_command_cannot_have_is_no_reply() {
     assert_eq!(committed.reply_to(CommandRef::Fold(TransactionId(1))), None);
 }
 
-/// The largest full table fits into a message.
+/// The largest full table, of both families, fits into a message twice.
 #[test]
 fn table_of_two_million_addresses_fits() {
     let at = Attachment {
         segment: SegmentName::new("a-segment-with-a-rather-long-name"),
         mac: MacAddress([2, 0, 0, 0, 0, 1]),
     };
-    let rule = Rule::Local {
-        locator: Some([10, 0, 0, 1].into()),
-        at,
-        gateway: Some([10, 0, 0, 2].into()),
+    let length = |addresses: [IpAddr; 3]| {
+        let [address, locator, gateway] = addresses;
+        let rule = Rule::Local {
+            locator: Some(locator),
+            at: at.clone(),
+            gateway: Some(gateway),
+        };
+        v1::Change::from(&Change { address, rule }).encoded_len() + 4
     };
-    let change = v1::Change::from(&Change {
-        address: [10, 0, 0, 3].into(),
-        rule,
-    });
-    let each = change.encoded_len() + 4;
+    let ipv4 = length([1, 2, 3].map(|last| [10, 0, 0, last].into()));
+    let ipv6 = length([1, 2, 3].map(|last| [last; 16].into()));
     assert!(
-        each * 2_097_152 < natmig::proto::MESSAGE_LIMIT,
-        "{each} bytes each"
+        2 * (ipv4 + ipv6) * 2_097_152 < natmig::proto::MESSAGE_LIMIT,
+        "{ipv4} and {ipv6} bytes each"
     );
 }

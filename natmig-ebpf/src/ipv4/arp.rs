@@ -9,8 +9,9 @@ use crate::{
     address::{Address as _, AddressIpv4, HardwareAddress},
     environment::Environment,
     link::Link,
-    lookup::{Lookups, Visible, lookup},
+    lookup::lookup,
     outcome::Outcome,
+    scratch::State,
 };
 
 /// Hardware type Ethernet, protocol type IPv4, lengths 6 and 4.
@@ -29,7 +30,7 @@ pub(crate) fn answer<E: Environment>(
     environment: &E,
     interface: &Interface,
     link: &Link,
-    lookups: &mut Lookups,
+    state: &mut State<Ipv4>,
 ) -> Outcome {
     if !link.is_from(Role::Access) || !interface.owns_gateway() {
         return PASS;
@@ -55,7 +56,7 @@ pub(crate) fn answer<E: Environment>(
         environment,
         interface,
         link,
-        lookups,
+        state,
         sender_mac,
         sender,
         target,
@@ -82,13 +83,18 @@ fn is_answered<E: Environment>(
     environment: &E,
     interface: &Interface,
     link: &Link,
-    lookups: &mut Lookups,
+    state: &mut State<Ipv4>,
     sender_mac: HardwareAddress,
     sender: AddressIpv4,
     target: AddressIpv4,
 ) -> bool {
-    let mut asked = Visible::<Ipv4>::NOTHING;
-    lookup(environment, lookups, link, &target, &mut asked);
+    let State {
+        lookups,
+        destination: asked,
+        source: asking,
+        ..
+    } = state;
+    lookup(environment, lookups, link, &target, asked);
     let is_local = asked.action() == Action::Local;
     let is_on_segment = is_local && asked.ifindex == link.ingress;
     if is_on_segment {
@@ -102,7 +108,6 @@ fn is_answered<E: Environment>(
     if is_away && sender_mac != asked.mac {
         return true;
     }
-    let mut asking = Visible::<Ipv4>::NOTHING;
-    lookup(environment, lookups, link, &sender, &mut asking);
+    lookup(environment, lookups, link, &sender, asking);
     asking.is_sender() && !asking.sender_locator.is_none() && !in_segment
 }

@@ -4,7 +4,7 @@ use natmig_common::{Counter, Ipv6};
 
 use super::{
     HEADER, covered_by,
-    extension::{self, Cursor, End},
+    extension::{self, End},
 };
 use crate::{environment::Environment, packet::Packet};
 
@@ -71,12 +71,9 @@ pub(crate) fn parse<E: Environment>(
     if payload < left {
         left = payload;
     }
-    packet.cursor = Cursor {
-        at: at.wrapping_add(HEADER),
-        left,
-        protocol: header.byte::<6>(),
-        hop_by_hop: 0,
-    };
+    packet
+        .cursor
+        .put(header.byte::<6>(), at.wrapping_add(HEADER), left);
     match extension::walk(environment, &mut packet.cursor) {
         End::Transport => {}
         End::Fragment | End::Opaque | End::Truncated => return None,

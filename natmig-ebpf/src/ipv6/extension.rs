@@ -11,7 +11,7 @@
 //! routing header that has segments left (RFC 8200, section 8.1: the final destination counts), and
 //! behind a home address option (RFC 6275, section 6.3).
 
-use crate::environment::Environment;
+use crate::{barrier::forget, environment::Environment};
 
 /// Numbers of extension headers.
 pub(crate) const HOP_BY_HOP: u8 = 0;
@@ -40,6 +40,10 @@ pub(crate) struct Cursor {
     pub(crate) at: u16,
     /// Bytes from there to the packet's end.
     pub(crate) left: u16,
+    /// Where in it an option is.
+    option: u16,
+    /// Its length, if it holds options.
+    length: u16,
     /// Its number.
     pub(crate) protocol: u8,
     /// 1 if hop-by-hop options were found on the way.
@@ -51,9 +55,21 @@ impl Cursor {
     pub(crate) const EMPTY: Self = Self {
         at: 0,
         left: 0,
+        option: 0,
+        length: 0,
         protocol: 0,
         hop_by_hop: 0,
     };
+
+    /// Puts the cursor to the header of this number at `at`, from where there are `left` bytes to the
+    /// packet's end.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, protocol: u8, at: u16, left: u16) {
+        self.at = at;
+        self.left = left;
+        self.protocol = protocol;
+        self.hop_by_hop = 0;
+    }
 }
 
 /// Where a walk ends.
@@ -86,6 +102,7 @@ pub(crate) const fn is_one(protocol: u8) -> bool {
 pub(crate) fn walk<E: Environment>(environment: &E, cursor: &mut Cursor) -> End {
     let limit = cursor.at.wrapping_add(REACH);
     for _ in 0..HEADERS {
+        forget(cursor);
         let protocol = cursor.protocol;
         if cursor.at > limit {
             return End::Opaque;
@@ -120,7 +137,9 @@ pub(crate) fn walk<E: Environment>(environment: &E, cursor: &mut Cursor) -> End 
                 cursor.hop_by_hop = 1;
             }
             if protocol == DESTINATION_OPTIONS {
-                match home_address(environment, cursor.at, length) {
+                cursor.option = 2;
+                cursor.length = length;
+                match home_address(environment, cursor) {
                     Options::Plain => {}
                     Options::HomeAddress => return End::Opaque,
                     Options::Hidden => return End::Hidden,
@@ -149,30 +168,27 @@ enum Options {
     Hidden,
 }
 
-/// Looks for a home address among the options of the header of `length` bytes at `header`.
+/// Looks for a home address among the options of the cursor's header.
 #[inline(never)]
-fn home_address<E: Environment>(environment: &E, header: u16, length: u16) -> Options {
-    let mut offset: u16 = 2;
+fn home_address<E: Environment>(environment: &E, cursor: &mut Cursor) -> Options {
     for _ in 0..OPTIONS {
-        if offset.wrapping_add(1) >= length {
+        forget(cursor);
+        if cursor.option.wrapping_add(1) >= cursor.length {
             return Options::Plain;
         }
         let frame = environment.frame();
-        let Some(option) = frame.window::<2>(header.wrapping_add(offset)) else {
+        let Some(option) = frame.window::<2>(cursor.at.wrapping_add(cursor.option)) else {
             return Options::Hidden;
         };
-        match option.byte::<0>() {
+        let step = match option.byte::<0>() {
             HOME_ADDRESS => return Options::HomeAddress,
             // A single byte of padding.
-            0 => offset = offset.wrapping_add(1),
-            _ => {
-                offset = offset
-                    .wrapping_add(2)
-                    .wrapping_add(u16::from(option.byte::<1>()))
-            }
-        }
+            0 => 1,
+            _ => u16::from(option.byte::<1>()).wrapping_add(2),
+        };
+        cursor.option = cursor.option.wrapping_add(step);
     }
-    if offset.wrapping_add(1) >= length {
+    if cursor.option.wrapping_add(1) >= cursor.length {
         Options::Plain
     } else {
         Options::HomeAddress

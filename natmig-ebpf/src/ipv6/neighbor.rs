@@ -13,7 +13,7 @@ use crate::{
     checksum,
     environment::Environment,
     link::Link,
-    lookup::{Lookups, Visible, lookup},
+    lookup::{Visible, lookup},
     outcome::Outcome,
     packet::Packet,
     scratch::State,
@@ -47,13 +47,6 @@ const OVERRIDE: u8 = 0x20;
 /// What becomes of a message that natmig does not answer.
 const PASS: Outcome = Outcome::Pass(Counter::PassNeighbor);
 
-/// A valid solicitation.
-struct Question {
-    target: AddressIpv6,
-    /// Whether it says its sender's MAC address.
-    has_source: bool,
-}
-
 /// The outcome of a message of neighbour discovery; `None` if the `ICMPv6` packet is none.
 #[inline(never)]
 pub(crate) fn answer<E: Environment>(
@@ -62,9 +55,7 @@ pub(crate) fn answer<E: Environment>(
     link: &Link,
     state: &mut State<Ipv6>,
 ) -> Option<Outcome> {
-    let State {
-        packet, lookups, ..
-    } = state;
+    let packet = &state.packet;
     let frame = environment.frame();
     let message = frame.window::<4>(packet.transport)?;
     let kind = message.byte::<0>();
@@ -81,20 +72,14 @@ pub(crate) fn answer<E: Environment>(
     {
         return Some(PASS);
     }
-    let Some(question) = read(environment, packet) else {
+    let Some(has_source) = read(environment, packet) else {
         return Some(PASS);
     };
-    let Some(flags) = flags(
-        environment,
-        interface,
-        link,
-        packet,
-        lookups,
-        question.target,
-    ) else {
+    let Some(flags) = flags(environment, interface, link, state) else {
         return Some(PASS);
     };
-    let length = if question.has_source {
+    let packet = &state.packet;
+    let length = if has_source {
         MESSAGE.wrapping_add(OPTION)
     } else {
         MESSAGE
@@ -104,17 +89,16 @@ pub(crate) fn answer<E: Environment>(
     if link.length != u32::from(whole) && !environment.reshape(0, whole) {
         return Some(PASS);
     }
-    Some(
-        match write(environment, link, packet, question.target, flags, length) {
-            Some(()) => Outcome::Reply(Counter::NeighborAnswered),
-            None => Outcome::Drop(Counter::DropNoRoom),
-        },
-    )
+    Some(match write(environment, link, packet, flags, length) {
+        Some(()) => Outcome::Reply(Counter::NeighborAnswered),
+        None => Outcome::Drop(Counter::DropNoRoom),
+    })
 }
 
-/// Reads the solicitation, if it is a valid one from an address.
-#[inline(always)]
-fn read<E: Environment>(environment: &E, packet: &Packet<Ipv6>) -> Option<Question> {
+/// Reads the solicitation, if it is a valid one from an address: whether it says its sender's MAC
+/// address.
+#[inline(never)]
+fn read<E: Environment>(environment: &E, packet: &Packet<Ipv6>) -> Option<bool> {
     let frame = environment.frame();
     let message = frame.window::<24>(packet.transport)?;
     let target = message.address_ipv6::<8>();
@@ -158,46 +142,51 @@ fn read<E: Environment>(environment: &E, packet: &Packet<Ipv6>) -> Option<Questi
     if rest != 0 || checksum::finish(sum) != 0 || (is_multicast && !has_source) {
         return None;
     }
-    Some(Question { target, has_source })
+    Some(has_source)
 }
 
-/// The flags of natmig's answer, if it answers the packet's question for `target`.
-#[inline(always)]
+/// The flags of natmig's answer, if it answers the solicitation.
+#[inline(never)]
 fn flags<E: Environment>(
     environment: &E,
     interface: &Interface,
     link: &Link,
-    packet: &Packet<Ipv6>,
-    lookups: &mut Lookups,
-    target: AddressIpv6,
+    state: &mut State<Ipv6>,
 ) -> Option<u8> {
-    let mut asked = Visible::<Ipv6>::NOTHING;
-    lookup(environment, lookups, link, &target, &mut asked);
-    let is_local = asked.action() == Action::Local;
-    if is_local && asked.ifindex == link.ingress {
+    let State {
+        packet, lookups, ..
+    } = state;
+    let frame = environment.frame();
+    let target = frame.window::<24>(packet.transport)?.address_ipv6::<8>();
+    // One place for both look-ups: the stack is small.
+    let mut visible = Visible::<Ipv6>::NOTHING;
+    lookup(environment, lookups, link, &target, &mut visible);
+    let is_local = visible.action() == Action::Local;
+    if is_local && visible.ifindex == link.ingress {
         return None;
     }
     let prefix = AddressIpv6::new(interface.prefix_ipv6);
     let in_segment = target.shares_prefix(prefix, interface.prefix_length_ipv6);
     // Its home may be this segment and its place another segment of this router.
-    let is_away = asked.is_away_from_here() || (is_local && in_segment);
-    if is_away && link.source_mac != asked.mac {
+    let is_away = visible.is_away_from_here() || (is_local && in_segment);
+    if is_away && link.source_mac != visible.mac {
         return Some(SOLICITED | OVERRIDE);
     }
     if in_segment {
         return None;
     }
-    let mut asking = Visible::<Ipv6>::NOTHING;
-    lookup(environment, lookups, link, &packet.source, &mut asking);
-    let is_visitor = asking.is_sender() && !asking.sender_locator.is_none();
+    let is_bound = visible.action() != Action::Absent;
     // Nobody but a visitor believes that an address outside of the segment has the gateway's MAC
     // address: it was told so. A host asks from its address on the link whether that still holds.
     let believes =
         packet.source.is_link_local() && link.destination_mac == environment.gateway_mac();
-    if !is_visitor && !believes {
-        return None;
+    if !believes {
+        lookup(environment, lookups, link, &packet.source, &mut visible);
+        if !visible.is_sender() || visible.sender_locator.is_none() {
+            return None;
+        }
     }
-    if asked.action() != Action::Absent {
+    if is_bound {
         return Some(SOLICITED | OVERRIDE);
     }
     // It may be the old gateway, which must stay a router.
@@ -214,11 +203,12 @@ fn write<E: Environment>(
     environment: &E,
     link: &Link,
     packet: &Packet<Ipv6>,
-    target: AddressIpv6,
     flags: u8,
     length: u16,
 ) -> Option<()> {
     let frame = environment.frame();
+    let message = frame.window::<24>(packet.transport)?;
+    let target = message.address_ipv6::<8>();
     let gateway = environment.gateway_mac();
     let ethernet = frame.window::<14>(0)?;
     ethernet.set_mac::<0>(link.source_mac);
@@ -232,14 +222,12 @@ fn write<E: Environment>(
     header.set_address_ipv6::<8>(target);
     header.set_address_ipv6::<24>(packet.source);
 
-    let message = frame.window::<24>(packet.transport)?;
     message.set_byte::<0>(ADVERTISEMENT);
     message.set_byte::<1>(0);
     message.set_word::<2>(0);
     message.set_byte::<4>(flags);
     message.set_byte::<5>(0);
     message.set_word::<6>(0);
-    message.set_address_ipv6::<8>(target);
     let mut sum = pseudo_header(target, packet.source, length).wrapping_add(message.sum());
     if length != MESSAGE {
         let option = frame.window::<8>(packet.transport.wrapping_add(MESSAGE))?;

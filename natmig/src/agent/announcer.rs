@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -65,7 +65,7 @@ impl Drop for Announcer {
 }
 
 /// Who is told what: a later announcement with the same key replaces an earlier one.
-type Key = (u32, Ipv4Addr, [u8; 6]);
+type Key = (u32, IpAddr, [u8; 6]);
 
 fn key(announcement: &Announcement) -> Key {
     let mut destination = [0; 6];

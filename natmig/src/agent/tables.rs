@@ -1,8 +1,8 @@
 //! What the agent needs of a router's tables; tests put a double in their place.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     router::{Announcement, CommitReport, Held, Router, RouterError},
@@ -23,11 +23,11 @@ pub trait Tables: Send + 'static {
     }
     fn abort(&mut self, id: TransactionId) -> Result<(), RouterError>;
     fn fold(&mut self, id: TransactionId) -> Result<(), RouterError>;
-    fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError>;
-    fn replace(&mut self, rules: &BTreeMap<Ipv4Addr, Rule>) -> Result<(), RouterError>;
+    fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError>;
+    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError>;
     fn held(&self) -> Vec<Held>;
     fn digest(&self) -> u64;
-    fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError>;
+    fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError>;
     fn term(&self) -> u64;
     fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
     fn take_announcements(&mut self) -> Vec<Announcement>;
@@ -56,11 +56,11 @@ impl Tables for Router {
         self.fold(id)
     }
 
-    fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+    fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
         self.retire(addresses)
     }
 
-    fn replace(&mut self, rules: &BTreeMap<Ipv4Addr, Rule>) -> Result<(), RouterError> {
+    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError> {
         let report = self.replace(rules)?;
         tracing::info!(?report, "table replaced");
         Ok(())
@@ -74,7 +74,7 @@ impl Tables for Router {
         self.digest()
     }
 
-    fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+    fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError> {
         self.set_pools(pools)
     }
 

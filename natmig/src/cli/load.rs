@@ -92,7 +92,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     output::table(&["INTERFACE", "INDEX", "ROLE", "MODE", "PROGRAM"], rows)?;
     println!(
-        "instance {}: {}, {} addresses bound, room for {} addresses and {} transactions, maps take {}",
+        "instance {}: {}, {} addresses bound, room for {} IPv4 and {} IPv6 addresses and {} transactions, maps take {}",
         config.instance,
         if report.adopted {
             "pinned tables adopted"
@@ -101,6 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         report.addresses,
         config.max_addresses,
+        config.max_addresses_ipv6,
         SLOT_COUNT,
         output::bytes(report.map_bytes),
     );

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufWriter, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use super::output;
 use crate::{
     config::{DEFAULT_INSTANCE, check_instance},
     router::{
-        Router, announce,
+        MapBytes, Router, announce,
         bindings::AppliedBindings,
         reader::{EntryView, Reader, VersionView},
     },
@@ -53,7 +53,7 @@ enum Command {
     /// Show the entry of one address.
     Get {
         /// An identity or a locator.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// Make a file of bindings the whole table, as one transaction.
     ///
@@ -136,13 +136,14 @@ fn dump(instance: &str, json: bool) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     writeln!(
         out,
-        "instance {}, router {}, program {}, layout {}, term {}, room for {} addresses, maps take {}",
+        "instance {}, router {}, program {}, layout {}, term {}, room for {} IPv4 and {} IPv6 addresses, maps take {}",
         summary.instance,
         output::or_dash(summary.router),
         output::or_dash(summary.program),
         summary.abi_version,
         summary.term,
         summary.capacity,
+        summary.capacity_ipv6,
         output::bytes(summary.map_bytes),
     )?;
     writeln!(
@@ -170,7 +171,7 @@ fn dump(instance: &str, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn get(instance: &str, address: Ipv4Addr, json: bool) -> anyhow::Result<ExitCode> {
+fn get(instance: &str, address: IpAddr, json: bool) -> anyhow::Result<ExitCode> {
     let Some(entry) = Reader::open(instance)?.entry(address)? else {
         anyhow::bail!(
             "{address} is not bound on this router: packets to and from it are not touched"
@@ -246,11 +247,14 @@ fn describe(version: &VersionView) -> String {
 struct ApplyOutput {
     #[serde(flatten)]
     applied: AppliedBindings,
+    /// From the command's start until the file is in force and the tables are settled.
     seconds: f64,
+    /// Of that, what it took to take the tables up.
+    open_seconds: f64,
     ns_per_binding: f64,
-    map_bytes: u64,
-    map_bytes_per_address: f64,
+    map_bytes: MapBytes,
     bytes_per_binding: f64,
+    bytes_per_binding_ipv6: f64,
     process_peak_bytes: u64,
 }
 
@@ -263,6 +267,7 @@ fn apply(
 ) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let mut router = Router::open(instance)?;
+    let open_seconds = start.elapsed().as_secs_f64();
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{msg:16} {wide_bar} {percent:>3} %") {
         bar.set_style(style);
@@ -276,15 +281,20 @@ fn apply(
     bar.finish_and_clear();
     let applied = applied?;
     let seconds = start.elapsed().as_secs_f64();
-    let capacity = Reader::open(instance)?.summary()?.capacity;
+    let (ipv4, ipv6) = router.capacity();
     let bindings = applied.bindings.max(1) as f64;
-    let per_address = router.map_bytes() as f64 / f64::from(capacity.max(1));
+    let map_bytes = router.map_bytes()?;
+    // A binding is two addresses.
+    let per_binding = |own: u64, capacity: u32| {
+        (own + map_bytes.shared) as f64 / f64::from(capacity.max(1)) * 2.0
+    };
     let output = ApplyOutput {
         seconds,
+        open_seconds,
         ns_per_binding: seconds * 1e9 / bindings,
-        map_bytes: router.map_bytes(),
-        map_bytes_per_address: per_address,
-        bytes_per_binding: per_address * 2.0,
+        map_bytes,
+        bytes_per_binding: per_binding(map_bytes.ipv4, ipv4),
+        bytes_per_binding_ipv6: per_binding(map_bytes.ipv6, ipv6),
         process_peak_bytes: peak_memory(),
         applied,
     };
@@ -305,11 +315,11 @@ fn apply(
             report.held
         );
         println!(
-            "{:.3} s, {:.0} ns per binding; grace period {:.1} µs; tables {} ({:.0} bytes per binding); peak of this process {}",
+            "{:.3} s, {:.0} ns per binding; grace period {:.1} µs; tables {} ({:.0} bytes per IPv4 binding); peak of this process {}",
             output.seconds,
             output.ns_per_binding,
             report.grace.as_secs_f64() * 1e6,
-            output::bytes(output.map_bytes),
+            output::bytes(output.map_bytes.total()),
             output.bytes_per_binding,
             output::bytes(output.process_peak_bytes),
         );

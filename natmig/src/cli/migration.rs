@@ -220,9 +220,10 @@ pub(super) fn print_outcome(view: &MigrationView, json: bool) -> anyhow::Result<
 }
 
 fn place(place: &PlaceView) -> String {
-    match place.locator {
-        Some(locator) => format!("{} as {locator}", place.segment),
-        None => format!("{} (home)", place.segment),
+    if place.locators.is_empty() {
+        format!("{} (home)", place.segment)
+    } else {
+        format!("{} as {}", place.segment, place.locators)
     }
 }
 
@@ -242,11 +243,11 @@ fn print_whole(view: &MigrationView, json: bool) -> anyhow::Result<()> {
     if json {
         return Ok(());
     }
-    let mut table = client::table(&["VM", "identity", "from", "to"]);
+    let mut table = client::table(&["VM", "identities", "from", "to"]);
     for vm in &view.vms {
         table.add_row([
             vm.vm.to_string(),
-            vm.identity.to_string(),
+            vm.identities.to_string(),
             place(&vm.from),
             place(&vm.to),
         ]);

@@ -8,7 +8,7 @@ use super::client::{self, ClientArgs};
 use crate::{
     names::RouterName,
     proto::v1,
-    topology::{Tier, Topology},
+    topology::{Subnet, Tier, Topology},
 };
 
 /// Check, apply and show the topology
@@ -28,6 +28,9 @@ fabric.toml:\n  \
     prefix = \"10.1.1.0/24\"\n  \
     gateway = \"10.1.1.1\"\n  \
     pool = \"10.1.1.128/25\"          # locators\n  \
+    prefix_ipv6 = \"2001:db8:1::/64\" # IPv6 beside IPv4, or instead of it\n  \
+    gateway_ipv6 = \"2001:db8:1::1\"  # or link-local, such as fe80::1\n  \
+    pool_ipv6 = \"2001:db8:1:0:f::/80\" # in one /64\n  \
     routers = [\"edge1\"]             # one or two")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -138,11 +141,15 @@ fn show(topology: &Topology, json: bool) -> anyhow::Result<()> {
     let mut table = client::table(&["segment", "prefix", "gateway", "pool", "edge routers"]);
     for (name, segment) in &topology.segments {
         let routers: Vec<_> = segment.routers.iter().map(RouterName::as_str).collect();
+        let column = |text: fn(&Subnet) -> String| {
+            let texts: Vec<_> = segment.subnets.iter().map(text).collect();
+            texts.join("\n")
+        };
         table.add_row([
             name.to_string(),
-            segment.prefix.to_string(),
-            segment.gateway.to_string(),
-            segment.pool.to_string(),
+            column(|subnet| subnet.prefix.to_string()),
+            column(|subnet| subnet.gateway.to_string()),
+            column(|subnet| subnet.pool.to_string()),
             routers.join(" "),
         ]);
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -13,6 +13,7 @@ use toml::Spanned;
 
 use super::client::{self, ClientArgs};
 use crate::{
+    addresses::Addresses,
     coordinator::VmView,
     names::{SegmentName, VmName},
     planner::Vm,
@@ -23,13 +24,14 @@ use crate::{
 /// The inventory of VMs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    natmig vm add web1 --identity 10.1.1.10 --mac 02:00:00:00:00:10 --segment rack1\n  \
+    natmig vm add web1 --ip 10.1.1.10 --mac 02:00:00:00:00:10 --segment rack1\n  \
+    natmig vm add web2 --ip 10.1.1.11 --ip 2001:db8:1::11 --mac 02:00:00:00:00:11 --segment rack1\n  \
     natmig vm add --file vms.toml\n  \
     natmig vm list\n\n\
     A file of VMs:\n  \
     [[vm]]\n  \
     name = \"web1\"\n  \
-    identity = \"10.1.1.10\"\n  \
+    ip = [\"10.1.1.10\", \"2001:db8:1::10\"] # or one address: ip = \"10.1.1.10\"\n  \
     mac = \"02:00:00:00:00:10\"\n  \
     segment = \"rack1\"")]
 pub(crate) struct Args {
@@ -64,12 +66,12 @@ enum Command {
 struct AddArgs {
     /// The VM's name
     #[arg(required_unless_present = "file", conflicts_with = "file",
-          requires_all = ["identity", "mac", "segment"])]
+          requires_all = ["ip", "mac", "segment"])]
     name: Option<String>,
 
-    /// The address that it keeps for life
-    #[arg(long, value_name = "IP", requires = "name")]
-    identity: Option<Ipv4Addr>,
+    /// An address that it keeps for life, IPv4 or IPv6; once for each of its families
+    #[arg(long, alias = "identity", value_name = "ADDRESS", requires = "name")]
+    ip: Vec<IpAddr>,
 
     /// Its MAC address
     #[arg(long, requires = "name")]
@@ -97,7 +99,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 if json {
                     client::print_json(&vms)?;
                 } else if let [vm] = &vms[..] {
-                    println!("added: {} ({}, home {})", vm.name, vm.identity, vm.home);
+                    println!("added: {} ({}, home {})", vm.name, vm.identities, vm.home);
                 } else {
                     println!("added: {} VMs", vms.len());
                 }
@@ -137,29 +139,38 @@ fn print(vms: &[VmView], json: bool) -> anyhow::Result<()> {
     }
     let mut table = client::table(&[
         "VM",
-        "identity",
+        "identities",
         "MAC",
         "home",
         "segment",
-        "locator",
+        "locators",
         "draining",
         "migration",
     ]);
     for vm in vms {
-        let draining: Vec<_> = vm.draining.iter().map(ToString::to_string).collect();
         table.add_row([
             vm.name.to_string(),
-            vm.identity.to_string(),
+            lines(vm.identities.iter()),
             vm.mac.to_string(),
             vm.home.to_string(),
             vm.segment.to_string(),
-            client::or_dash(vm.locator),
-            draining.join(" "),
+            if vm.locators.is_empty() {
+                "-".to_owned()
+            } else {
+                lines(vm.locators.iter())
+            },
+            lines(vm.draining.iter().copied()),
             client::or_dash(vm.migration),
         ]);
     }
     println!("{table}");
     Ok(())
+}
+
+/// Addresses in a cell of a table, one below the other.
+pub(super) fn lines(addresses: impl Iterator<Item = IpAddr>) -> String {
+    let texts: Vec<_> = addresses.map(|address| address.to_string()).collect();
+    texts.join("\n")
 }
 
 impl AddArgs {
@@ -168,14 +179,15 @@ impl AddArgs {
             let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
             return parse(file, &text);
         }
-        match (self.name, self.identity, self.mac, self.segment) {
-            (Some(name), Some(identity), Some(mac), Some(segment)) => Ok(vec![Vm {
+        let identities = Addresses::collect(self.ip)?;
+        match (self.name, self.mac, self.segment) {
+            (Some(name), Some(mac), Some(segment)) if !identities.is_empty() => Ok(vec![Vm {
                 name: VmName::new(name),
-                identity,
+                identities,
                 mac,
                 home: SegmentName::new(segment),
             }]),
-            _ => anyhow::bail!("a VM needs a name, --identity, --mac and --segment"),
+            _ => anyhow::bail!("a VM needs a name, --ip, --mac and --segment"),
         }
     }
 }
@@ -191,9 +203,18 @@ struct FileText {
 #[serde(deny_unknown_fields)]
 struct VmText {
     name: Spanned<String>,
-    identity: Spanned<String>,
+    #[serde(alias = "identity")]
+    ip: Spanned<AddressTexts>,
     mac: Spanned<String>,
     segment: Spanned<String>,
+}
+
+/// One address, or a list.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected an address or a list of addresses")]
+enum AddressTexts {
+    One(String),
+    List(Vec<String>),
 }
 
 /// Reads a file of VMs; an error names file, line, column and remedy.
@@ -212,7 +233,7 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Vm>> {
         at(
             error.span().map_or(0, |span| span.start),
             format!(
-                "{}; write [[vm]] with name, identity, mac and segment for each VM",
+                "{}; write [[vm]] with name, ip, mac and segment for each VM",
                 error.message()
             ),
         )
@@ -220,8 +241,7 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Vm>> {
     if parsed.vm.is_empty() {
         return Err(at(
             0,
-            "no VM in the file; write [[vm]] with name, identity, mac and segment for each"
-                .to_owned(),
+            "no VM in the file; write [[vm]] with name, ip, mac and segment for each".to_owned(),
         ));
     }
     let mut vms: Vec<Vm> = Vec::with_capacity(parsed.vm.len());
@@ -233,17 +253,34 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Vm>> {
                 format!("VM {} is there twice; remove one", vm.name.get_ref()),
             ));
         }
-        vms.push(Vm {
-            name: VmName::new(vm.name.get_ref()),
-            identity: vm.identity.get_ref().parse().map_err(|_| {
+        let place = vm.ip.span().start;
+        let texts = match vm.ip.into_inner() {
+            AddressTexts::One(text) => vec![text],
+            AddressTexts::List(texts) => texts,
+        };
+        let mut identities = Addresses::default();
+        for text in &texts {
+            let address: IpAddr = text.parse().map_err(|_| {
                 at(
-                    vm.identity.span().start,
+                    place,
                     format!(
-                        "{:?} is no IPv4 address; write it like \"10.1.1.10\"",
-                        vm.identity.get_ref()
+                        "{text:?} is no IP address; write it like \"10.1.1.10\" or \"2001:db8:1::10\""
                     ),
                 )
-            })?,
+            })?;
+            identities
+                .add(address)
+                .map_err(|error| at(place, error.to_string()))?;
+        }
+        if identities.is_empty() {
+            return Err(at(
+                place,
+                format!("VM {} has no address; add one", vm.name.get_ref()),
+            ));
+        }
+        vms.push(Vm {
+            name: VmName::new(vm.name.get_ref()),
+            identities,
             mac: vm
                 .mac
                 .get_ref()
@@ -259,29 +296,46 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Vm>> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "[[vm]]\nname = \"a\"\nidentity = \"10.1.1.10\"\n\
+    const GOOD: &str = "[[vm]]\nname = \"a\"\nip = \"10.1.1.10\"\n\
                         mac = \"02:00:00:00:00:10\"\nsegment = \"rack1\"\n";
 
     #[test]
     fn file_of_vms_is_read() {
         let vms = parse(Path::new("vms.toml"), GOOD).unwrap();
-        assert_eq!(vms[0].identity, Ipv4Addr::new(10, 1, 1, 10));
+        assert_eq!(vms[0].identities.to_string(), "10.1.1.10");
         assert_eq!(vms[0].home, SegmentName::new("rack1"));
+    }
+
+    #[test]
+    fn a_vm_may_have_an_address_of_each_family() {
+        let both = GOOD.replace("\"10.1.1.10\"", "[\"2001:db8:1::10\", \"10.1.1.10\"]");
+        let vms = parse(Path::new("vms.toml"), &both).unwrap();
+        assert_eq!(vms[0].identities.to_string(), "10.1.1.10 2001:db8:1::10");
+        let old = GOOD.replace("ip =", "identity =");
+        let vms = parse(Path::new("vms.toml"), &old).unwrap();
+        assert_eq!(vms[0].identities.to_string(), "10.1.1.10");
     }
 
     #[test]
     fn malformed_files_name_line_and_remedy() {
         for (text, place, words) in [
             ("", ":1:1: ", "write [[vm]]"),
-            (
-                "[[vm]]\nname = \"a\"\n",
-                ":1:1: ",
-                "missing field `identity`",
-            ),
+            ("[[vm]]\nname = \"a\"\n", ":1:1: ", "missing field `ip`"),
             (
                 &GOOD.replace("10.1.1.10", "10.1.1.300"),
-                ":3:12: ",
-                "no IPv4 address",
+                ":3:6: ",
+                "no IP address",
+            ),
+            (
+                &GOOD.replace("\"10.1.1.10\"", "[\"10.1.1.10\", \"10.1.1.11\"]"),
+                ":3:6: ",
+                "second IPv4 address",
+            ),
+            (&GOOD.replace("\"10.1.1.10\"", "[]"), ":3:6: ", "no address"),
+            (
+                &GOOD.replace("\"10.1.1.10\"", "7"),
+                ":3:",
+                "an address or a list",
             ),
             (&GOOD.replace("02:00", "03:00"), ":4:7: ", "unicast MAC"),
             (&format!("{GOOD}{GOOD}"), ":7:8: ", "twice"),

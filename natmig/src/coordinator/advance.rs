@@ -1,6 +1,6 @@
 //! Migrations: takes each as far as what is known of the routers allows.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Action, Command, CommandRef, Config, Coordinator, Phase, Progress, Quarantined, StoreOp,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     names::RouterName,
-    planner::{Move, Plan, VmState},
+    planner::{Plan, VmState},
     rule::TransactionId,
 };
 
@@ -261,7 +261,7 @@ impl Coordinator {
             .record
             .moves
             .iter()
-            .any(|step| step.old_locator().is_some());
+            .any(|step| !step.old_locators().is_empty());
         if drains {
             let drain = self
                 .topology
@@ -308,10 +308,11 @@ impl Coordinator {
         migration.enter(Phase::Retiring, now);
         let mut ops = vec![migration.stored()];
         for step in &migration.record.moves {
-            if let Some(locator) = step.old_locator()
+            let old = step.old_locators();
+            if !old.is_empty()
                 && let Some(state) = self.vms.get_mut(&step.after.vm.name)
             {
-                *state = state.retired(locator);
+                *state = state.retired(old);
                 ops.push(StoreOp::PutVm(state.clone()));
             }
         }
@@ -349,7 +350,8 @@ impl Coordinator {
             return false;
         }
         migration.enter(Phase::Done, now);
-        let old = migration.record.moves.iter().filter_map(Move::old_locator);
+        let moves = migration.record.moves.iter();
+        let old = moves.flat_map(|step| step.old_locators().iter());
         let mut ops = vec![migration.stored()];
         self.quarantine(now, old, &mut ops);
         out.push(Action::Store(ops));
@@ -357,7 +359,7 @@ impl Coordinator {
     }
 
     /// What a router removes. A VM that another migration has got hold of keeps its identity's entry.
-    fn retired_addresses(&self, migration: &Migration, router: &RouterName) -> Vec<Ipv4Addr> {
+    fn retired_addresses(&self, migration: &Migration, router: &RouterName) -> Vec<IpAddr> {
         let Some(topology) = &self.topology else {
             return Vec::new();
         };
@@ -466,14 +468,15 @@ impl Coordinator {
     }
 
     fn quarantine_new(&mut self, now: Timestamp, migration: &Migration, ops: &mut Vec<StoreOp>) {
-        let new = migration.record.moves.iter().filter_map(Move::new_locator);
+        let moves = migration.record.moves.iter();
+        let new = moves.flat_map(|step| step.new_locators().iter());
         self.quarantine(now, new, ops);
     }
 
     fn quarantine(
         &mut self,
         now: Timestamp,
-        locators: impl Iterator<Item = Ipv4Addr>,
+        locators: impl Iterator<Item = IpAddr>,
         ops: &mut Vec<StoreOp>,
     ) {
         let quarantine = self

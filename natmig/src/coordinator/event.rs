@@ -1,8 +1,8 @@
 //! What the machine is told, and what it wants done.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{MigrationView, StoreOp};
@@ -107,7 +107,7 @@ pub enum Command {
     /// These are the fabric's locator pools. Needs no answer.
     SetPools {
         /// All of them.
-        pools: Vec<Ipv4Net>,
+        pools: Vec<IpNet>,
     },
     /// Write a transaction's pending versions.
     Prepare {
@@ -136,7 +136,7 @@ pub enum Command {
         /// The transaction that left them.
         id: TransactionId,
         /// The entries' addresses.
-        addresses: Vec<Ipv4Addr>,
+        addresses: Vec<IpAddr>,
     },
     /// Make this the whole table, but leave alone what transactions hold that are held.
     Replace {

@@ -1,6 +1,9 @@
 //! Does what operators ask for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
     Action, Activation, Answer, Coordinator, MigrateRequest, MigrationRecord, Phase, Refusal,
@@ -8,10 +11,11 @@ use super::{
     state::{Actions, Migration, Router},
 };
 use crate::{
+    addresses::IpFamily,
     names::{RouterName, SegmentName, VmName},
-    planner::{self, Stages, Vm, VmState},
+    planner::{self, Binding, Stages, Vm, VmState},
     rule::TransactionId,
-    topology::Topology,
+    topology::{Segment, Topology},
 };
 
 impl Coordinator {
@@ -65,15 +69,11 @@ impl Coordinator {
             check_home(&topology, &state.vm)
                 .map_err(|problem| Refusal::TopologyInUse(format!("VM {name}: {problem}")))?;
             for binding in state.current.iter().chain(&state.draining) {
-                if topology
-                    .segments
-                    .get(&binding.segment)
-                    .is_none_or(|segment| !segment.pool.contains(&binding.locator))
-                {
+                if let Some(locator) = outside(&topology, binding) {
                     return Err(Refusal::TopologyInUse(format!(
-                        "VM {name} has locator {} in segment {}, whose pool does not contain it; \
-                         move the VM first",
-                        binding.locator, binding.segment
+                        "VM {name} has locator {locator} in segment {}, whose pool does not contain \
+                         it; move the VM first",
+                        binding.segment
                     )));
                 }
             }
@@ -143,15 +143,16 @@ impl Coordinator {
             if new.insert(&vm.name, vm).is_some() {
                 return Err(invalid("it is named twice; name it once".to_owned()));
             }
-            let by = self
-                .identities
-                .get(&vm.identity)
-                .or_else(|| identities.get(&vm.identity).copied());
-            if let Some(by) = by {
-                return Err(Refusal::AddressInUse {
-                    address: vm.identity,
-                    by: by.clone(),
-                });
+            for address in vm.identities.iter() {
+                let by = self
+                    .identities
+                    .get(&address)
+                    .or_else(|| identities.get(&address).copied());
+                if let Some(by) = by {
+                    let by = by.clone();
+                    return Err(Refusal::AddressInUse { address, by });
+                }
+                identities.insert(address, &vm.name);
             }
             let by = self
                 .macs
@@ -163,7 +164,6 @@ impl Coordinator {
                     vm.mac
                 )));
             }
-            identities.insert(vm.identity, &vm.name);
             macs.insert(vm.mac, &vm.name);
         }
         let states: Vec<_> = new
@@ -219,7 +219,9 @@ impl Coordinator {
         let mut ops = Vec::new();
         for name in names {
             if let Some(state) = self.vms.remove(name) {
-                self.identities.remove(&state.vm.identity);
+                for identity in state.vm.identities.iter() {
+                    self.identities.remove(&identity);
+                }
                 self.macs.remove(&state.vm.mac);
             }
             ops.push(StoreOp::DeleteVm(name.clone()));
@@ -265,7 +267,7 @@ impl Coordinator {
         let id = TransactionId(self.next_id);
         self.next_id += 1;
         for step in &moves {
-            self.used.extend(step.new_locator());
+            self.used.extend(step.new_locators().iter());
             self.busy.insert(step.after.vm.name.clone(), id);
         }
         let mut migration = Migration {
@@ -432,7 +434,17 @@ impl Coordinator {
     }
 }
 
-/// Whether a VM's identity belongs to its home.
+/// A locator of a binding that is in no pool of its segment.
+fn outside(topology: &Topology, binding: &Binding) -> Option<IpAddr> {
+    let segment = topology.segments.get(&binding.segment);
+    binding.locators.iter().find(|locator| {
+        segment
+            .and_then(|segment| segment.subnet(IpFamily::of(*locator)))
+            .is_none_or(|subnet| !subnet.pool.contains(locator))
+    })
+}
+
+/// Whether a VM's identities belong to its home.
 fn check_home(topology: &Topology, vm: &Vm) -> Result<(), String> {
     let home = topology.segments.get(&vm.home).ok_or_else(|| {
         format!(
@@ -440,25 +452,42 @@ fn check_home(topology: &Topology, vm: &Vm) -> Result<(), String> {
             vm.home
         )
     })?;
-    if !home.prefix.contains(&vm.identity)
-        || vm.identity == home.prefix.network()
-        || vm.identity == home.prefix.broadcast()
-    {
+    if vm.identities.is_empty() {
+        return Err("it has no address; give it an IPv4 or an IPv6 address, or both".to_owned());
+    }
+    for identity in vm.identities.iter() {
+        check_identity(vm, home, identity)?;
+    }
+    Ok(())
+}
+
+fn check_identity(vm: &Vm, home: &Segment, identity: IpAddr) -> Result<(), String> {
+    let family = IpFamily::of(identity);
+    let Some(subnet) = home.subnet(family) else {
         return Err(format!(
-            "{} is no host's address in {}, the prefix of its home segment {}; correct one of them",
-            vm.identity, home.prefix, vm.home
+            "{identity} is an {family} address, but its home segment {} has no {family} prefix; add \
+             its {family} prefix, gateway and pool to the topology, or correct the address",
+            vm.home
+        ));
+    };
+    if !subnet.has_host(identity) {
+        return Err(format!(
+            "{identity} is no host's address in {}, the prefix of its home segment {}; correct one \
+             of them",
+            subnet.prefix, vm.home
         ));
     }
-    if vm.identity == home.gateway {
+    if identity == subnet.gateway {
         return Err(format!(
-            "{} is the gateway of its home segment {}; give it an address of its own",
-            vm.identity, vm.home
+            "{identity} is the gateway of its home segment {}; give it an address of its own",
+            vm.home
         ));
     }
-    if home.pool.contains(&vm.identity) {
+    if subnet.pool.contains(&identity) {
         return Err(format!(
-            "{} is in the locator pool {} of segment {}; identities and locators must be disjoint",
-            vm.identity, home.pool, vm.home
+            "{identity} is in the locator pool {} of segment {}; identities and locators must be \
+             disjoint",
+            subnet.pool, vm.home
         ));
     }
     Ok(())

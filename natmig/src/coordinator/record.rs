@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ pub struct Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// The locator.
-    pub locator: Ipv4Addr,
+    pub locator: IpAddr,
     /// From when on it may be given out.
     pub until: Timestamp,
 }
@@ -58,7 +58,7 @@ pub enum StoreOp {
     /// Sets a locator's quarantine, by its address.
     PutQuarantined(Quarantined),
     /// Ends a locator's quarantine.
-    DeleteQuarantined(Ipv4Addr),
+    DeleteQuarantined(IpAddr),
     /// A router is attested not forwarding.
     PutDrained(RouterName),
     /// A router is needed again.

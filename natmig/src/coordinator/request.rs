@@ -1,6 +1,6 @@
 //! What operators ask for, and why it may be refused.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Activation, Phase, Unreachable};
 use crate::{
@@ -135,7 +135,7 @@ pub enum Refusal {
     #[error("{address} is used by VM {by} already")]
     AddressInUse {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Who has it.
         by: VmName,
     },

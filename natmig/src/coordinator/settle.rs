@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use super::{
@@ -20,9 +20,9 @@ use crate::{
 #[derive(Default)]
 struct Expected {
     /// The table as it was before the transactions that it holds.
-    table: BTreeMap<Ipv4Addr, Rule>,
+    table: BTreeMap<IpAddr, Rule>,
     /// The same, with the locators that decided transactions introduce: sources carry them.
-    with_early: BTreeMap<Ipv4Addr, Rule>,
+    with_early: BTreeMap<IpAddr, Rule>,
     /// Decided transactions that it does not hold, and whose outcome is in its table.
     joined: BTreeSet<TransactionId>,
 }
@@ -188,7 +188,7 @@ impl Coordinator {
             return;
         }
         let expected = self.expected(name, connection);
-        let digest_of = |rules: &BTreeMap<Ipv4Addr, Rule>| {
+        let digest_of = |rules: &BTreeMap<IpAddr, Rule>| {
             digest(rules.iter().map(|(address, rule)| (*address, rule)))
         };
         let same = digest_of(&expected.table) == connection.digest

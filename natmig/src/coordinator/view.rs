@@ -1,11 +1,12 @@
 //! What operators are shown.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, Coordinator, Phase, Timestamp, Unreachable, state::Migration};
 use crate::{
+    addresses::Addresses,
     names::{RouterName, SegmentName, VmName},
     planner::VmState,
     rule::{MacAddress, TransactionId},
@@ -17,8 +18,8 @@ use crate::{
 pub struct PlaceView {
     /// The segment.
     pub segment: SegmentName,
-    /// The locator there; `None` at home.
-    pub locator: Option<Ipv4Addr>,
+    /// The locators there; none at home.
+    pub locators: Addresses,
 }
 
 /// One VM of a migration.
@@ -26,8 +27,8 @@ pub struct PlaceView {
 pub struct MoveView {
     /// The VM.
     pub vm: VmName,
-    /// Its address.
-    pub identity: Ipv4Addr,
+    /// Its addresses.
+    pub identities: Addresses,
     /// Where it was.
     pub from: PlaceView,
     /// Where it goes.
@@ -174,18 +175,18 @@ pub struct RouterView {
 pub struct VmView {
     /// Its name.
     pub name: VmName,
-    /// Its address.
-    pub identity: Ipv4Addr,
+    /// Its addresses.
+    pub identities: Addresses,
     /// Its MAC address.
     pub mac: MacAddress,
     /// Its home segment.
     pub home: SegmentName,
     /// Where it is.
     pub segment: SegmentName,
-    /// Its locator there; `None` at home.
-    pub locator: Option<Ipv4Addr>,
+    /// Its locators there; none at home.
+    pub locators: Addresses,
     /// Old locators that are still forwarded.
-    pub draining: Vec<Ipv4Addr>,
+    pub draining: Vec<IpAddr>,
     /// The migration that it is in, if one is under way.
     pub migration: Option<TransactionId>,
 }
@@ -248,15 +249,15 @@ impl Coordinator {
     fn vm_view(&self, state: &VmState) -> VmView {
         VmView {
             name: state.vm.name.clone(),
-            identity: state.vm.identity,
+            identities: state.vm.identities,
             mac: state.vm.mac,
             home: state.vm.home.clone(),
             segment: state.segment().clone(),
-            locator: state.current.as_ref().map(|binding| binding.locator),
+            locators: place(state).locators,
             draining: state
                 .draining
                 .iter()
-                .map(|binding| binding.locator)
+                .flat_map(|binding| binding.locators.iter())
                 .collect(),
             migration: self.busy.get(&state.vm.name).copied(),
         }
@@ -337,7 +338,7 @@ impl Coordinator {
                 .iter()
                 .map(|step| MoveView {
                     vm: step.after.vm.name.clone(),
-                    identity: step.after.vm.identity,
+                    identities: step.after.vm.identities,
                     from: place(&step.before),
                     to: place(&step.after),
                 })
@@ -375,6 +376,10 @@ impl Coordinator {
 fn place(state: &VmState) -> PlaceView {
     PlaceView {
         segment: state.segment().clone(),
-        locator: state.current.as_ref().map(|binding| binding.locator),
+        locators: state
+            .current
+            .as_ref()
+            .map(|binding| binding.locators)
+            .unwrap_or_default(),
     }
 }

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use natmig_common::{BindingTraffic, Entry};
+use natmig_common::{BindingTraffic, Entry, Ipv4, Ipv6};
 
 use self::{ethtool::Ethtool, netdev::Netdev};
 use super::facts::{
@@ -151,13 +151,19 @@ fn instance(
 
 /// Kernel memory that an instance's large maps will take.
 fn memory(config: &RouterConfig) -> u64 {
-    /// `struct htab_elem` with a key and a value of 8 bytes each, and its share of the buckets.
-    const HASH_ELEMENT: usize = 64 + 16;
-    let mut each = size_of::<Entry>() + HASH_ELEMENT;
-    if config.binding_counters {
-        each += size_of::<BindingTraffic>() * aya::util::nr_cpus().unwrap_or(1);
-    }
-    u64::from(config.max_addresses) * each as u64
+    /// A bucket of the index, of which there are as many as addresses, to the next power of two.
+    const BUCKET: u64 = 16;
+    let banks = aya::util::nr_cpus()
+        .ok()
+        .and_then(|cpus| u32::try_from(cpus).ok())
+        .map_or(1, |cpus| config.binding_banks(cpus));
+    let family = |addresses: u32, entry: usize| {
+        let each = entry + size_of::<BindingTraffic>() * banks as usize;
+        let buckets = u64::from(addresses).next_power_of_two();
+        u64::from(addresses) * each as u64 + buckets * BUCKET
+    };
+    family(config.max_addresses, size_of::<Entry<Ipv4>>())
+        + family(config.max_addresses_ipv6, size_of::<Entry<Ipv6>>())
 }
 
 fn link(

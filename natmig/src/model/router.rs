@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ struct Entry {
 /// A router that does what it is told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelRouter {
-    entries: BTreeMap<Ipv4Addr, Entry>,
+    entries: BTreeMap<IpAddr, Entry>,
     held: BTreeMap<TransactionId, HeldState>,
     /// It booted and has no table yet, so it is not attached and attracts no traffic.
     pub(crate) booting: bool,
@@ -48,7 +48,7 @@ impl ModelRouter {
     }
 
     /// The rule that counts.
-    pub(crate) fn rule(&self, address: Ipv4Addr) -> &Rule {
+    pub(crate) fn rule(&self, address: IpAddr) -> &Rule {
         let Some(entry) = self.entries.get(&address) else {
             return &Rule::Absent;
         };
@@ -61,7 +61,7 @@ impl ModelRouter {
     }
 
     /// Every rule for an address, whether it counts or not.
-    pub(crate) fn all_rules(&self, address: Ipv4Addr) -> Vec<&Rule> {
+    pub(crate) fn all_rules(&self, address: IpAddr) -> Vec<&Rule> {
         self.entries
             .get(&address)
             .into_iter()
@@ -72,7 +72,7 @@ impl ModelRouter {
     }
 
     /// Addresses that have an entry.
-    pub(crate) fn addresses(&self) -> Vec<Ipv4Addr> {
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         self.entries.keys().copied().collect()
     }
 
@@ -85,7 +85,7 @@ impl ModelRouter {
     }
 
     /// The table as it was before the transactions held.
-    pub(crate) fn table(&self) -> BTreeMap<Ipv4Addr, Rule> {
+    pub(crate) fn table(&self) -> BTreeMap<IpAddr, Rule> {
         self.entries
             .iter()
             .filter(|(_, entry)| entry.early.is_none() && entry.current != Rule::Absent)

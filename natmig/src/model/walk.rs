@@ -3,7 +3,7 @@
 //! Routing is ideal: a packet reaches an edge router of its destination's segment, any of the pair,
 //! and anything on its way only passes it on. Every choice is tried.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::Routers;
 use crate::{
@@ -32,9 +32,9 @@ pub(crate) enum Place {
     /// It reaches the VM's MAC address in this segment.
     Segment(SegmentName),
     /// It is lost here, under this address.
-    Lost(RouterName, Ipv4Addr),
+    Lost(RouterName, IpAddr),
     /// It comes back to where it was.
-    Loop(RouterName, Ipv4Addr),
+    Loop(RouterName, IpAddr),
     /// It reaches no router that forwards.
     NoRouter,
 }
@@ -46,8 +46,12 @@ pub(crate) struct Walk<'a> {
     pub(crate) vm: &'a Vm,
 }
 
-/// Every way in which a packet to a VM's identity enters the fabric.
-pub(crate) fn starts(topology: &Topology, routers: &Routers, vm: &Vm) -> Vec<(RouterName, Start)> {
+/// Every way in which a packet to one of a VM's identities enters the fabric.
+pub(crate) fn starts(
+    topology: &Topology,
+    routers: &Routers,
+    vm: &Vm,
+) -> Vec<(RouterName, Start, IpAddr)> {
     routers
         .iter()
         .filter(|(_, router)| router.forwards())
@@ -58,7 +62,10 @@ pub(crate) fn starts(topology: &Topology, routers: &Routers, vm: &Vm) -> Vec<(Ro
             [Start::Boundary, Start::Kernel]
                 .into_iter()
                 .chain(home)
-                .map(|start| (name.clone(), start))
+                .flat_map(move |start| {
+                    let identities = vm.identities.iter();
+                    identities.map(move |identity| (name.clone(), start, identity))
+                })
         })
         .collect()
 }
@@ -69,7 +76,7 @@ impl Walk<'_> {
         &self,
         router: &RouterName,
         start: Start,
-        address: Ipv4Addr,
+        address: IpAddr,
     ) -> BTreeSet<Place> {
         let mut places = BTreeSet::new();
         self.step(router, start, address, &mut Vec::new(), &mut places);
@@ -80,8 +87,8 @@ impl Walk<'_> {
         &self,
         router: &RouterName,
         start: Start,
-        address: Ipv4Addr,
-        path: &mut Vec<(RouterName, Start, Ipv4Addr)>,
+        address: IpAddr,
+        path: &mut Vec<(RouterName, Start, IpAddr)>,
         places: &mut BTreeSet<Place>,
     ) {
         let here = (router.clone(), start, address);
@@ -103,12 +110,12 @@ impl Walk<'_> {
                 Some(if translated { *locator } else { address })
             }
             Rule::Deliver { at, identity } if from_fabric => {
-                assert_eq!(*identity, self.vm.identity);
+                assert!(self.vm.identities.contains(*identity));
                 self.deliver(at, places);
                 None
             }
             Rule::Forward { to, identity } if from_fabric => {
-                assert_eq!(*identity, self.vm.identity);
+                assert!(self.vm.identities.contains(*identity));
                 match tables.rule(*to) {
                     Rule::Local { at, .. } => {
                         self.deliver(at, places);
@@ -147,8 +154,8 @@ impl Walk<'_> {
     fn route(
         &self,
         router: &RouterName,
-        destination: Ipv4Addr,
-        path: &mut Vec<(RouterName, Start, Ipv4Addr)>,
+        destination: IpAddr,
+        path: &mut Vec<(RouterName, Start, IpAddr)>,
         places: &mut BTreeSet<Place>,
     ) {
         let Some(segment) = self.topology.segment_of(destination) else {
@@ -157,7 +164,7 @@ impl Walk<'_> {
         };
         if self.topology.serves(router, segment) {
             // Connected: whoever has that address answers.
-            places.insert(if destination == self.vm.identity {
+            places.insert(if self.vm.identities.contains(destination) {
                 Place::Segment(segment.clone())
             } else {
                 Place::Lost(router.clone(), destination)

@@ -1,6 +1,9 @@
 //! Why a migration cannot be planned.
 
+use std::net::IpAddr;
+
 use crate::{
+    addresses::IpFamily,
     coordinator::RefusalKind,
     names::{RouterName, SegmentName, VmName},
 };
@@ -25,14 +28,30 @@ pub enum PlanError {
         /// Where it is.
         segment: SegmentName,
     },
+    /// The segment has no addresses of a family in which the VM has one.
+    #[error(
+        "VM {vm} has the {family} address {identity}, but segment {segment} has no {family} prefix; \
+         add its {family} prefix, gateway and pool to the topology, or choose another segment",
+        family = IpFamily::of(*identity)
+    )]
+    NoSuchFamily {
+        /// The VM.
+        vm: VmName,
+        /// Its address.
+        identity: IpAddr,
+        /// The segment.
+        segment: SegmentName,
+    },
     /// The segment has too few free locators.
     #[error(
-        "the locator pool of segment {segment} is exhausted: {needed} needed, {free} free; widen \
-         the pool, or wait until old locators are retired and their quarantine is over"
+        "the {family} locator pool of segment {segment} is exhausted: {needed} needed, {free} free; \
+         widen the pool, or wait until old locators are retired and their quarantine is over"
     )]
     PoolExhausted {
         /// The segment.
         segment: SegmentName,
+        /// The family.
+        family: IpFamily,
         /// Locators that the group needs.
         needed: usize,
         /// Locators that are free.
@@ -57,9 +76,10 @@ impl PlanError {
         match self {
             Self::Empty | Self::Twice(_) => RefusalKind::Invalid,
             Self::UnknownSegment(_) => RefusalKind::NotFound,
-            Self::AlreadyThere { .. } | Self::PoolExhausted { .. } | Self::Cycle { .. } => {
-                RefusalKind::Refused
-            }
+            Self::AlreadyThere { .. }
+            | Self::NoSuchFamily { .. }
+            | Self::PoolExhausted { .. }
+            | Self::Cycle { .. } => RefusalKind::Refused,
         }
     }
 }

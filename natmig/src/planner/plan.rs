@@ -1,11 +1,12 @@
 //! What a transaction changes, router by router.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{VmState, rules};
 use crate::{
+    addresses::Addresses,
     names::RouterName,
     rule::{Change, Changes, Rule},
     topology::Topology,
@@ -21,20 +22,28 @@ pub struct Move {
 }
 
 impl Move {
-    /// The locator that the transaction introduces.
-    pub fn new_locator(&self) -> Option<Ipv4Addr> {
-        self.after.current.as_ref().map(|binding| binding.locator)
+    /// The locators that the transaction introduces: none if the VM returns home.
+    pub fn new_locators(&self) -> Addresses {
+        locators(&self.after)
     }
 
-    /// The locator that drains because of the transaction.
-    pub fn old_locator(&self) -> Option<Ipv4Addr> {
-        self.before.current.as_ref().map(|binding| binding.locator)
+    /// The locators that drain because of the transaction: none if the VM was at home.
+    pub fn old_locators(&self) -> Addresses {
+        locators(&self.before)
     }
 
     /// Whether the VM returns home.
     pub fn is_return(&self) -> bool {
         self.after.current.is_none()
     }
+}
+
+fn locators(state: &VmState) -> Addresses {
+    state
+        .current
+        .as_ref()
+        .map(|binding| binding.locators)
+        .unwrap_or_default()
 }
 
 /// A transaction.
@@ -61,7 +70,7 @@ impl<'a> Plan<'a> {
             for (address, rule) in rules(self.topology, &step.after, router) {
                 match before.remove(&address) {
                     Some(old) if old == rule => {}
-                    None if Some(address) == step.new_locator() => {
+                    None if step.new_locators().contains(address) => {
                         changes.early.push(Change { address, rule });
                     }
                     Some(_) | None => changes.pending.push(Change { address, rule }),
@@ -80,17 +89,17 @@ impl<'a> Plan<'a> {
     /// What is left to be removed on a router once the old locators need no longer be forwarded:
     /// their entries, and those of identities that are at home for good. `now` are the VMs' states
     /// without the old locators; an address that they bind is kept.
-    pub fn retired(&self, router: &RouterName, now: &[VmState]) -> Vec<Ipv4Addr> {
+    pub fn retired(&self, router: &RouterName, now: &[VmState]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for (step, now) in self.moves.iter().zip(now) {
-            let kept: Vec<Ipv4Addr> = rules(self.topology, now, router)
+            let kept: Vec<IpAddr> = rules(self.topology, now, router)
                 .into_iter()
                 .map(|(address, _)| address)
                 .collect();
             addresses.extend(
-                step.old_locator()
-                    .into_iter()
-                    .chain([step.after.vm.identity])
+                step.old_locators()
+                    .iter()
+                    .chain(step.after.vm.identities.iter())
                     .filter(|address| !kept.contains(address)),
             );
         }

@@ -1,10 +1,11 @@
 //! A VM and where it is.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    addresses::Addresses,
     names::{SegmentName, VmName},
     rule::MacAddress,
 };
@@ -14,21 +15,24 @@ use crate::{
 pub struct Vm {
     /// Its name.
     pub name: VmName,
-    /// The address that it keeps for life.
-    pub identity: Ipv4Addr,
+    /// The addresses that it keeps for life, at least one.
+    #[serde(alias = "identity")]
+    pub identities: Addresses,
     /// Its MAC address.
     pub mac: MacAddress,
-    /// Its home segment, whose prefix contains the identity.
+    /// Its home segment, whose prefixes contain the identities.
     pub home: SegmentName,
 }
 
-/// A VM's place outside its home: a segment and the locator from its pool.
+/// A VM's place outside its home: a segment and, for each identity, a locator of its family from the
+/// segment's pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Binding {
     /// Where the VM is.
     pub segment: SegmentName,
-    /// Its locator there.
-    pub locator: Ipv4Addr,
+    /// Its locators there.
+    #[serde(alias = "locator")]
+    pub locators: Addresses,
 }
 
 /// A VM and its bindings between two transactions.
@@ -79,19 +83,21 @@ impl VmState {
         }
     }
 
-    /// The VM without one of its draining bindings.
-    pub fn retired(&self, locator: Ipv4Addr) -> Self {
+    /// The VM without one of its draining bindings: the one with these locators.
+    pub fn retired(&self, locators: Addresses) -> Self {
         let mut state = self.clone();
-        state.draining.retain(|binding| binding.locator != locator);
+        state
+            .draining
+            .retain(|binding| binding.locators != locators);
         state.returned &= !state.draining.is_empty();
         state
     }
 
     /// All its locators, current and draining.
-    pub fn locators(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub fn locators(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.current
             .iter()
             .chain(&self.draining)
-            .map(|binding| binding.locator)
+            .flat_map(|binding| binding.locators.iter())
     }
 }

@@ -3,13 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use proptest::prelude::*;
 
 use super::{Binding, Move, Plan, PlanError, Stages, VmState, destinations, rules};
 use crate::{
+    addresses::Addresses,
     coordinator::{Command, Timestamp},
     model::{Place, Routers, Start, Walk, fabric, starts, topology, vm},
     names::{RouterName, SegmentName},
@@ -44,8 +45,10 @@ fn wrong(topology: &Topology, routers: &Routers, step: &Move) -> BTreeSet<Place>
     anchors.extend(topology.edges(step.before.segment()));
     let anchored = anchors.iter().all(|name| {
         let after: BTreeMap<_, _> = rules(topology, &step.after, name).into_iter().collect();
-        let rule = after.get(&step.after.vm.identity).unwrap_or(&Rule::Absent);
-        routers[name].rule(step.after.vm.identity) == rule
+        let mut identities = step.after.vm.identities.iter();
+        identities.all(|identity| {
+            routers[name].rule(identity) == after.get(&identity).unwrap_or(&Rule::Absent)
+        })
     });
     let new = Place::Segment(step.after.segment().clone());
     let old = Place::Segment(step.before.segment().clone());
@@ -54,13 +57,12 @@ fn wrong(topology: &Topology, routers: &Routers, step: &Move) -> BTreeSet<Place>
         routers,
         vm: &step.after.vm,
     };
-    let mut walks: Vec<_> = starts(topology, routers, &step.after.vm)
-        .into_iter()
-        .map(|(router, start)| (router, start, step.after.vm.identity))
-        .collect();
+    let mut walks = starts(topology, routers, &step.after.vm);
     for binding in step.after.current.iter().chain(&step.after.draining) {
         for edge in topology.edges(&binding.segment) {
-            walks.push((edge, Start::Fabric, binding.locator));
+            for locator in binding.locators.iter() {
+                walks.push((edge.clone(), Start::Fabric, locator));
+            }
         }
     }
     walks
@@ -94,6 +96,12 @@ fn commit(
     found
 }
 
+/// Addresses of a rack, one of each family.
+fn locators(rack: u8, byte: u8) -> [IpAddr; 2] {
+    let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, rack.into(), 0, 0, 0, 0, byte.into());
+    [Ipv4Addr::new(10, 1, rack, byte).into(), ipv6.into()]
+}
+
 /// A history of one VM, by racks, as it looks after the last but one move, and the last move.
 fn history(topology: &Topology, number: u8, home: u8, racks: &[u8]) -> Option<Move> {
     let mut state = VmState::at_home(vm(number, home));
@@ -108,12 +116,12 @@ fn history(topology: &Topology, number: u8, home: u8, racks: &[u8]) -> Option<Mo
         used.extend(
             (248..=255_u8)
                 .filter(|byte| (byte - 248) % 3 != number - 1)
-                .map(|byte| Ipv4Addr::from([10, 1, *rack, byte])),
+                .flat_map(|byte| locators(*rack, byte)),
         );
         let step = destinations(topology, &[(state, segment)], &used)
             .ok()?
             .pop()?;
-        used.extend(step.new_locator());
+        used.extend(step.new_locators().iter());
         state = step.after.clone();
         last = Some(step);
     }
@@ -194,15 +202,18 @@ fn the_walk_finds_a_locator_that_is_retired_too_early() {
     // The core still sends packets there.
     let edge2 = routers.get_mut(&"edge2".into()).unwrap();
     edge2.execute(Timestamp(0), Command::Fold { id: ID });
-    let old = moves[0].old_locator().unwrap();
+    let old: Vec<_> = moves[0].old_locators().iter().collect();
     edge2.execute(
         Timestamp(0),
         Command::Retire {
             id: ID,
-            addresses: vec![old],
+            addresses: old.clone(),
         },
     );
-    assert!(wrong(&topology, &routers, &moves[0]).contains(&Place::Lost("edge2".into(), old)));
+    let found = wrong(&topology, &routers, &moves[0]);
+    for locator in old {
+        assert!(found.contains(&Place::Lost("edge2".into(), locator)));
+    }
 }
 
 #[test]
@@ -279,15 +290,53 @@ fn a_router_that_serves_both_segments_of_a_move_delivers_both_locators() {
 #[test]
 fn locators_are_the_lowest_that_are_free() {
     let topology = racks();
-    let used = [[10, 1, 2, 248], [10, 1, 2, 250]].map(Into::into).into();
-    let wanted = [1, 2, 3].map(|number| (VmState::at_home(vm(number, 1)), "rack2".into()));
-    let locators: Vec<_> = destinations(&topology, &wanted, &used)
+    let used = [
+        locators(2, 248)[0],
+        locators(2, 250)[0],
+        locators(2, 249)[1],
+    ]
+    .into();
+    // Of both families, IPv6 alone, IPv4 alone.
+    let wanted = [1, 3, 4].map(|number| (VmState::at_home(vm(number, 1)), "rack2".into()));
+    let taken: Vec<_> = destinations(&topology, &wanted, &used)
         .unwrap()
         .iter()
-        .filter_map(Move::new_locator)
-        .map(|locator| locator.octets()[3])
+        .map(|step| step.new_locators().to_string())
         .collect();
-    assert_eq!(locators, [249, 251, 252]);
+    assert_eq!(
+        taken,
+        ["10.1.2.249 2001:db8:2::f8", "2001:db8:2::fa", "10.1.2.251"]
+    );
+}
+
+#[test]
+fn a_segment_without_a_family_of_the_vm_is_refused() {
+    let mut topology = racks();
+    let rack2 = topology.segments.get_mut(&"rack2".into()).unwrap();
+    rack2.subnets.pop();
+    let go = |number| {
+        let wanted = [(VmState::at_home(vm(number, 1)), "rack2".into())];
+        destinations(&topology, &wanted, &BTreeSet::new()).map(|_| ())
+    };
+    assert_eq!(go(4), Ok(()));
+    for number in [1, 3] {
+        let error = go(number).unwrap_err();
+        assert!(matches!(error, PlanError::NoSuchFamily { .. }));
+        assert!(error.to_string().contains("rack2 has no IPv6 prefix"));
+    }
+}
+
+#[test]
+fn an_exhausted_pool_is_named_with_its_family() {
+    let topology = racks();
+    let used = (0..=255).map(|byte| locators(2, byte)[1]).collect();
+    let wanted = [(VmState::at_home(vm(1, 1)), "rack2".into())];
+    let error = destinations(&topology, &wanted, &used).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("the IPv6 locator pool of segment rack2")
+    );
 }
 
 #[test]
@@ -296,13 +345,16 @@ fn a_vm_that_returns_takes_no_locator_from_one_that_visits_its_home() {
     let mut away = VmState::at_home(vm(1, 1));
     away.current = Some(Binding {
         segment: "rack2".into(),
-        locator: [10, 1, 2, 248].into(),
+        locators: Addresses::collect(locators(2, 248)).unwrap(),
     });
     let visitor = VmState::at_home(vm(2, 3));
     let wanted = [(away, "rack1".into()), (visitor, "rack1".into())];
     let moves = destinations(&topology, &wanted, &BTreeSet::new()).unwrap();
     assert!(moves[0].is_return());
-    assert_eq!(moves[1].new_locator(), Some([10, 1, 1, 248].into()));
+    assert_eq!(
+        moves[1].new_locators(),
+        Addresses::collect(locators(1, 248)).unwrap()
+    );
 }
 
 /// Any order that the stages allow: within a stage, as `shuffle` says.
@@ -378,8 +430,12 @@ proptest! {
             let states: Vec<_> = moves
                 .iter()
                 .map(|step| {
-                    let old = step.old_locator();
-                    old.map_or(step.after.clone(), |locator| step.after.retired(locator))
+                    let old = step.old_locators();
+                    if old.is_empty() {
+                        step.after.clone()
+                    } else {
+                        step.after.retired(old)
+                    }
                 })
                 .collect();
             let addresses = plan.retired(name, &states);

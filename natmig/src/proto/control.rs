@@ -3,17 +3,19 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    Malformed, address, address_bytes, enumeration, mac, name, optional_address,
-    optional_address_bytes, prefix, required, v1,
+    Malformed, address, address_bytes, addresses, addresses_bytes, enumeration, mac, name,
+    required, v1,
 };
 use crate::{
+    addresses::IpFamily,
     coordinator::{
         Activation, MigrateRequest, MigrationView, MoveView, Phase, PhaseTime, PlaceView, Progress,
         Refusal, RefusalKind, RouterProgressView, RouterView, Timestamp, Unreachable, VmView,
     },
+    names::SegmentName,
     planner::Vm,
     rule::TransactionId,
-    topology::{Segment, Tier, Topology},
+    topology::{Segment, Subnet, Tier, Topology},
 };
 
 impl From<Refusal> for tonic::Status {
@@ -72,7 +74,7 @@ impl From<&Vm> for v1::Vm {
     fn from(vm: &Vm) -> Self {
         Self {
             name: vm.name.to_string(),
-            identity: address_bytes(vm.identity),
+            identities: addresses_bytes(vm.identities),
             mac: vm.mac.0.to_vec(),
             home: vm.home.to_string(),
         }
@@ -85,7 +87,7 @@ impl TryFrom<v1::Vm> for Vm {
     fn try_from(vm: v1::Vm) -> Result<Self, Malformed> {
         Ok(Self {
             name: name("vm.name", &vm.name)?,
-            identity: address("vm.identity", &vm.identity)?,
+            identities: addresses("vm.identities", &vm.identities)?,
             mac: mac("vm.mac", &vm.mac)?,
             home: name("vm.home", &vm.home)?,
         })
@@ -96,7 +98,7 @@ impl From<&PlaceView> for v1::Place {
     fn from(place: &PlaceView) -> Self {
         Self {
             segment: place.segment.to_string(),
-            locator: optional_address_bytes(place.locator),
+            locators: addresses_bytes(place.locators),
         }
     }
 }
@@ -107,7 +109,7 @@ impl TryFrom<v1::Place> for PlaceView {
     fn try_from(place: v1::Place) -> Result<Self, Malformed> {
         Ok(Self {
             segment: name("place.segment", &place.segment)?,
-            locator: optional_address("place.locator", &place.locator)?,
+            locators: addresses("place.locators", &place.locators)?,
         })
     }
 }
@@ -117,13 +119,13 @@ impl From<&VmView> for v1::VmStatus {
         Self {
             vm: Some(v1::Vm {
                 name: vm.name.to_string(),
-                identity: address_bytes(vm.identity),
+                identities: addresses_bytes(vm.identities),
                 mac: vm.mac.0.to_vec(),
                 home: vm.home.to_string(),
             }),
             place: Some(v1::Place {
                 segment: vm.segment.to_string(),
-                locator: optional_address_bytes(vm.locator),
+                locators: addresses_bytes(vm.locators),
             }),
             draining: vm.draining.iter().copied().map(address_bytes).collect(),
             migration: vm.migration.map_or(0, |id| id.0),
@@ -139,11 +141,11 @@ impl TryFrom<v1::VmStatus> for VmView {
         let place: PlaceView = required("place", status.place)?.try_into()?;
         Ok(Self {
             name: vm.name,
-            identity: vm.identity,
+            identities: vm.identities,
             mac: vm.mac,
             home: vm.home,
             segment: place.segment,
-            locator: place.locator,
+            locators: place.locators,
             draining: status
                 .draining
                 .iter()
@@ -206,7 +208,7 @@ impl From<&MigrationView> for v1::Migration {
                 .iter()
                 .map(|vm| v1::MigratingVm {
                     name: vm.vm.to_string(),
-                    identity: address_bytes(vm.identity),
+                    identities: addresses_bytes(vm.identities),
                     from: Some((&vm.from).into()),
                     to: Some((&vm.to).into()),
                 })
@@ -244,7 +246,7 @@ impl TryFrom<v1::Migration> for MigrationView {
                 .map(|vm| {
                     Ok(MoveView {
                         vm: name("migrating_vm.name", &vm.name)?,
-                        identity: address("migrating_vm.identity", &vm.identity)?,
+                        identities: addresses("migrating_vm.identities", &vm.identities)?,
                         from: required("migrating_vm.from", vm.from)?.try_into()?,
                         to: required("migrating_vm.to", vm.to)?.try_into()?,
                     })
@@ -391,18 +393,64 @@ impl From<&Topology> for v1::Topology {
             segments: topology
                 .segments
                 .iter()
-                .map(|(name, segment)| v1::Segment {
-                    name: name.to_string(),
-                    prefix: Some((&segment.prefix).into()),
-                    gateway: address_bytes(segment.gateway),
-                    pool: Some((&segment.pool).into()),
-                    routers: segment.routers.iter().map(ToString::to_string).collect(),
-                })
+                .map(|(name, segment)| wire_segment(name, segment))
                 .collect(),
             drain_ms: milliseconds(topology.drain),
             quarantine_ms: milliseconds(topology.quarantine),
         }
     }
+}
+
+fn wire_segment(name: &SegmentName, segment: &Segment) -> v1::Segment {
+    let mut wire = v1::Segment {
+        name: name.to_string(),
+        routers: segment.routers.iter().map(ToString::to_string).collect(),
+        ..v1::Segment::default()
+    };
+    for subnet in &segment.subnets {
+        let prefix = Some((&subnet.prefix).into());
+        let gateway = address_bytes(subnet.gateway);
+        let pool = Some((&subnet.pool).into());
+        match subnet.family() {
+            IpFamily::Ipv4 => (wire.prefix, wire.gateway, wire.pool) = (prefix, gateway, pool),
+            IpFamily::Ipv6 => {
+                (wire.prefix_ipv6, wire.gateway_ipv6, wire.pool_ipv6) = (prefix, gateway, pool);
+            }
+        }
+    }
+    wire
+}
+
+fn segment(wire: &v1::Segment) -> Result<Segment, Malformed> {
+    let families = [
+        (&wire.prefix, &wire.gateway, &wire.pool),
+        (&wire.prefix_ipv6, &wire.gateway_ipv6, &wire.pool_ipv6),
+    ];
+    let mut subnets = Vec::new();
+    for (family, (prefix, gateway, pool)) in IpFamily::ALL.into_iter().zip(families) {
+        let Some(prefix) = prefix else { continue };
+        let subnet = Subnet {
+            prefix: super::prefix("segment.prefix", prefix)?,
+            gateway: address("segment.gateway", gateway)?,
+            pool: super::prefix(
+                "segment.pool",
+                pool.as_ref()
+                    .ok_or_else(|| Malformed::new("segment.pool", "is missing"))?,
+            )?,
+        };
+        let addresses = [subnet.prefix.addr(), subnet.gateway, subnet.pool.addr()];
+        if addresses.iter().any(|it| IpFamily::of(*it) != family) {
+            return Err(Malformed::new(
+                "segment",
+                format!("has another address among its {family} addresses"),
+            ));
+        }
+        subnets.push(subnet);
+    }
+    Ok(Segment {
+        subnets,
+        routers: names("segment.routers", &wire.routers)?,
+    })
 }
 
 /// For showing it: that a topology is valid is the controller's concern.
@@ -426,20 +474,7 @@ impl TryFrom<v1::Topology> for Topology {
             segments: wire
                 .segments
                 .into_iter()
-                .map(|segment| {
-                    Ok((
-                        name("segment.name", &segment.name)?,
-                        Segment {
-                            prefix: prefix(
-                                "segment.prefix",
-                                &required("segment.prefix", segment.prefix)?,
-                            )?,
-                            gateway: address("segment.gateway", &segment.gateway)?,
-                            pool: prefix("segment.pool", &required("segment.pool", segment.pool)?)?,
-                            routers: names("segment.routers", &segment.routers)?,
-                        },
-                    ))
-                })
+                .map(|wire| Ok((name("segment.name", &wire.name)?, segment(&wire)?)))
                 .collect::<Result<_, Malformed>>()?,
         })
     }

@@ -106,10 +106,15 @@ impl TryFrom<v1::Change> for Change {
     type Error = Malformed;
 
     fn try_from(change: v1::Change) -> Result<Self, Malformed> {
-        Ok(Self {
-            address: address("change.address", &change.address)?,
-            rule: required("change.rule", change.rule)?.try_into()?,
-        })
+        let address = address("change.address", &change.address)?;
+        let rule: Rule = required("change.rule", change.rule)?.try_into()?;
+        if !rule.suits(address) {
+            return Err(Malformed::new(
+                "change.rule",
+                format!("is about another address family than {address}"),
+            ));
+        }
+        Ok(Self { address, rule })
     }
 }
 

@@ -4,13 +4,12 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
-    net::Ipv4Addr,
 };
 
-/// A map by IPv4 address.
-pub(super) type AddressMap<V> = HashMap<Ipv4Addr, V, BuildHasherDefault<AddressHasher>>;
-/// A set of IPv4 addresses.
-pub(super) type AddressSet = HashSet<Ipv4Addr, BuildHasherDefault<AddressHasher>>;
+/// A map by address, or number of one.
+pub(super) type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+/// A set of addresses.
+pub(super) type AddressSet<K> = HashSet<K, BuildHasherDefault<AddressHasher>>;
 
 /// Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4).
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +43,7 @@ mod tests {
     fn neighbouring_addresses_are_spread() {
         let place = |number: u32| {
             let mut hasher = AddressHasher::default();
-            std::hash::Hash::hash(&Ipv4Addr::from(0x0a00_0000 + number), &mut hasher);
+            std::hash::Hash::hash(&(0x0a00_0000 + number), &mut hasher);
             hasher.finish() % 4096
         };
         let mut used = HashSet::new();

@@ -33,6 +33,7 @@ const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 const ATTACH_TYPE_XDP: u32 = 37;
 const READ_ONLY: u32 = 1 << 3;
+const NO_EXIST: u64 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// `XDP_FLAGS_SKB_MODE`.
@@ -309,6 +310,22 @@ impl MapHandle {
         unsafe { attributes.call(MAP_UPDATE_ELEM) }.map(drop)
     }
 
+    /// Adds an element; `false` if there is one with that key.
+    pub(super) fn insert<K: Pod, V: Pod>(&self, key: &K, value: &V) -> io::Result<bool> {
+        self.check::<K, V>();
+        let attributes = Builder::new()
+            .fd(self.fd.as_fd())
+            .pointer(&raw const *key)
+            .pointer(&raw const *value)
+            .u64(NO_EXIST);
+        // SAFETY: key and value have the map's sizes, as was checked.
+        match unsafe { attributes.call(MAP_UPDATE_ELEM) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads one element; `None` if there is none.
     pub(super) fn lookup<K: Pod, V: Pod>(&self, key: &K) -> io::Result<Option<V>> {
         let mut values = vec![V::zeroed()];
@@ -409,25 +426,6 @@ impl MapHandle {
                 }
                 Err(error) => return Err(error),
             }
-        }
-        Ok(())
-    }
-
-    /// Sets many elements of a per-CPU map to zero on all possible CPUs.
-    pub(super) fn zero_per_cpu_batch<K: Pod, V: Pod>(
-        &self,
-        keys: &[K],
-        cpus: usize,
-    ) -> io::Result<()> {
-        self.check::<K, V>();
-        assert!(
-            size_of::<V>().is_multiple_of(8),
-            "per-CPU values are multiples of 8 bytes"
-        );
-        let mut values = vec![V::zeroed(); keys.len().min(BATCH) * cpus];
-        for keys in keys.chunks(BATCH) {
-            // SAFETY: `values` has one value per key and possible CPU.
-            unsafe { self.batch(MAP_UPDATE_BATCH, keys, values.as_mut_ptr()) }.0?;
         }
         Ok(())
     }
@@ -606,7 +604,13 @@ impl<T: Pod> Shared<T> {
         }
     }
 
-    /// Writes one word; everything written before is visible to whoever sees it.
+    /// Writes one word; whoever sees it sees everything that was written before.
+    pub(super) fn publish(&self, index: usize, offset: usize, value: u64) {
+        assert!(self.writable, "the map was opened for reading");
+        self.words(index)[offset / 8].store(value, Ordering::Release);
+    }
+
+    /// Writes one word, before anything that is read or written later.
     pub(super) fn store(&self, index: usize, offset: usize, value: u64) {
         assert!(self.writable, "the map was opened for reading");
         self.words(index)[offset / 8].store(value, Ordering::SeqCst);

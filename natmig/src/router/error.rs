@@ -1,6 +1,8 @@
 //! What can go wrong on a router, said so that an operator knows what to do.
 
-use std::{io, net::Ipv4Addr, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf};
+
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::{
     names::SegmentName,
@@ -30,7 +32,7 @@ pub enum RouterError {
     )]
     Busy {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The transaction that holds it.
         holder: TransactionId,
     },
@@ -40,7 +42,7 @@ pub enum RouterError {
     )]
     InUse {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What it is bound to.
         rule: Rule,
     },
@@ -48,7 +50,7 @@ pub enum RouterError {
     #[error("{address} is changed twice in one transaction: name every address once")]
     Twice {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// A rule names a segment that none of this router's access interfaces serves.
     #[error(
@@ -58,9 +60,31 @@ pub enum RouterError {
         /// The segment.
         segment: SegmentName,
     },
+    /// A rule has addresses of both families.
+    #[error(
+        "{address} is of another family than the address whose rule names it: bind IPv4 to IPv4 and IPv6 to IPv6"
+    )]
+    OtherFamily {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The tables of prefixes have no room for what is to be said of a prefix.
+    #[error("the tables of prefixes have no room for {prefix}: use fewer or larger locator pools")]
+    NoPrefixRoom {
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// A locator pool that the tables cannot hold.
+    #[error(
+        "locator pool {pool} cannot be used: an IPv6 pool has a /64 or a part of one, and a /64 has one pool"
+    )]
+    UnsuitablePool {
+        /// The pool.
+        pool: Ipv6Net,
+    },
     /// The tables are full.
     #[error(
-        "the tables have room for {capacity} addresses and {needed} would be needed: raise `max_addresses`, unload and load again"
+        "the tables have room for {capacity} addresses and {needed} would be needed: raise `max_addresses` (`max_addresses_ipv6`), unload and load again"
     )]
     Full {
         /// Addresses the tables have room for.

@@ -13,14 +13,15 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{RouterError, instance::Instance};
 
 /// What the guard dropped.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct GuardCounter {
-    /// Which rule: `source`, `destination`, `quoted_source` or `quoted_destination`.
+    /// Which rule: `source`, `destination`, `quoted_source` or `quoted_destination`; of IPv6 with
+    /// `_ipv6` behind it.
     pub name: String,
     /// Packets dropped.
     pub packets: u64,
@@ -28,26 +29,57 @@ pub struct GuardCounter {
     pub bytes: u64,
 }
 
-/// Fields of a packet in which a locator must not leave the fabric: name of the counter and the
-/// nftables expression. Quoted addresses are behind the 8 bytes of the ICMP header, 12 and 16 bytes
-/// into the quoted IP header (RFC 792).
-const FIELDS: [(&str, &str); 4] = [
-    ("source", "@nh,96,32"),
-    ("destination", "@nh,128,32"),
-    ("quoted_source", "icmp type { 3, 4, 5, 11, 12 } @th,160,32"),
-    (
-        "quoted_destination",
-        "icmp type { 3, 4, 5, 11, 12 } @th,192,32",
-    ),
-];
+/// Fields of a packet in which a locator must not leave the fabric, of one family.
+struct Fields {
+    /// The nftables family.
+    family: &'static str,
+    /// Name of the counter and the nftables expression.
+    fields: [(&'static str, &'static str); 4],
+}
+
+/// Quoted addresses are behind the 8 bytes of the ICMP header, 12 and 16 bytes into the quoted IPv4
+/// header (RFC 792).
+const IPV4: Fields = Fields {
+    family: "ip",
+    fields: [
+        ("source", "@nh,96,32"),
+        ("destination", "@nh,128,32"),
+        ("quoted_source", "icmp type { 3, 4, 5, 11, 12 } @th,160,32"),
+        (
+            "quoted_destination",
+            "icmp type { 3, 4, 5, 11, 12 } @th,192,32",
+        ),
+    ],
+};
+
+/// Quoted addresses are behind the 8 bytes of the `ICMPv6` header, 8 and 24 bytes into the quoted
+/// IPv6 header (RFC 4443).
+const IPV6: Fields = Fields {
+    family: "ip6",
+    fields: [
+        ("source_ipv6", "@nh,64,128"),
+        ("destination_ipv6", "@nh,192,128"),
+        (
+            "quoted_source_ipv6",
+            "icmpv6 type { 1, 2, 3, 4 } @th,128,128",
+        ),
+        (
+            "quoted_destination_ipv6",
+            "icmpv6 type { 1, 2, 3, 4 } @th,256,128",
+        ),
+    ],
+};
 
 /// Families in which the guard has a table.
-const FAMILIES: [&str; 2] = ["ip", "netdev"];
+const FAMILIES: [&str; 3] = ["ip", "ip6", "netdev"];
 
 /// The guard's rules, as `nft -f` reads them.
-fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> String {
+fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[IpNet]) -> String {
     let table = instance.guard_table();
-    let mut text = leaving(&table, boundary, pools);
+    let mut text = String::new();
+    for fields in [IPV4, IPV6] {
+        leaving(&mut text, &table, &fields, boundary, pools);
+    }
     writeln!(
         text,
         "table netdev {table} {{}}\ndelete table netdev {table}\ntable netdev {table} {{"
@@ -65,10 +97,21 @@ fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net])
     text
 }
 
-/// The rules for what leaves.
-fn leaving(table: &str, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> String {
-    let mut text = format!("table ip {table} {{}}\ndelete table ip {table}\ntable ip {table} {{\n");
-    for (name, _) in FIELDS {
+/// The rules for what leaves, of one family.
+fn leaving(
+    text: &mut String,
+    table: &str,
+    fields: &Fields,
+    boundary: &[(String, [u8; 6])],
+    pools: &[IpNet],
+) {
+    let Fields { family, fields } = fields;
+    writeln!(
+        text,
+        "table {family} {table} {{}}\ndelete table {family} {table}\ntable {family} {table} {{"
+    )
+    .unwrap_or_default();
+    for (name, _) in fields {
         writeln!(text, "  counter {name} {{ }}").unwrap_or_default();
     }
     text.push_str(
@@ -81,25 +124,38 @@ fn leaving(table: &str, boundary: &[(String, [u8; 6])], pools: &[Ipv4Net]) -> St
             .collect::<Vec<_>>()
             .join(", ");
         for pool in pools {
-            let (mask, value) = (u32::from(pool.netmask()), u32::from(pool.network()));
-            for (name, field) in FIELDS {
+            let (pool_family, mask, value) = match pool {
+                IpNet::V4(pool) => (
+                    IPV4.family,
+                    format!("0x{:08x}", u32::from(pool.netmask())),
+                    format!("0x{:08x}", u32::from(pool.network())),
+                ),
+                IpNet::V6(pool) => (
+                    IPV6.family,
+                    format!("0x{:032x}", u128::from(pool.netmask())),
+                    format!("0x{:032x}", u128::from(pool.network())),
+                ),
+            };
+            if pool_family != *family {
+                continue;
+            }
+            for (name, field) in fields {
                 writeln!(
                     text,
-                    "    oifname {{ {names} }} {field} & 0x{mask:08x} == 0x{value:08x} counter name {name} drop"
+                    "    oifname {{ {names} }} {field} & {mask} == {value} counter name {name} drop"
                 )
                 .unwrap_or_default();
             }
         }
     }
     text.push_str("  }\n}\n");
-    text
 }
 
 /// Installs the guard, or replaces it.
 pub(super) fn install(
     instance: &Instance,
     boundary: &[(String, [u8; 6])],
-    pools: &[Ipv4Net],
+    pools: &[IpNet],
 ) -> Result<(), RouterError> {
     nft(&["-f", "-"], &rules(instance, boundary, pools)).map(drop)
 }
@@ -107,13 +163,11 @@ pub(super) fn install(
 /// Removes the guard, if there is one.
 pub(super) fn remove(instance: &Instance) -> Result<(), RouterError> {
     let table = instance.guard_table();
-    nft(
-        &["-f", "-"],
-        &format!(
-            "table ip {table} {{}}\ndelete table ip {table}\ntable netdev {table} {{}}\ndelete table netdev {table}\n"
-        ),
-    )
-    .map(drop)
+    let removed: Vec<_> = FAMILIES
+        .iter()
+        .map(|family| format!("table {family} {table} {{}}\ndelete table {family} {table}\n"))
+        .collect();
+    nft(&["-f", "-"], &removed.concat()).map(drop)
 }
 
 /// The families of [`FAMILIES`] in which the guard's table is not there.
@@ -139,10 +193,13 @@ pub(super) fn missing(instance: &Instance) -> Result<Vec<&'static str>, RouterEr
 /// Reads the guard's counters.
 pub(super) fn counters(instance: &Instance) -> Result<Vec<GuardCounter>, RouterError> {
     let table = instance.guard_table();
-    let text = nft(&["-j", "list", "counters", "table", "ip", &table], "")?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| RouterError::Nft(error.to_string()))?;
-    let objects = value["nftables"].as_array().cloned().unwrap_or_default();
+    let mut objects = Vec::new();
+    for Fields { family, .. } in [IPV4, IPV6] {
+        let text = nft(&["-j", "list", "counters", "table", family, &table], "")?;
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| RouterError::Nft(error.to_string()))?;
+        objects.extend(value["nftables"].as_array().cloned().unwrap_or_default());
+    }
     Ok(objects
         .iter()
         .map(|object| &object["counter"])
@@ -184,15 +241,20 @@ mod tests {
 
     #[test]
     fn guard_masks_each_pool_in_each_field() {
-        let pools = ["10.1.1.128/25".parse().unwrap()];
+        let pools = ["10.1.1.128/25", "2001:db8:1:0:f::/80"].map(|pool| pool.parse().unwrap());
         let text = rules(
             &Instance::new("default"),
             &[("acc0".to_owned(), [2, 0, 0, 0, 0, 1])],
             &pools,
         );
-        assert!(text.contains(
-            "oifname { \"acc0\" } @nh,96,32 & 0xffffff80 == 0x0a010180 counter name source drop"
-        ));
-        assert_eq!(text.matches(" drop").count(), FIELDS.len());
+        for rule in [
+            "oifname { \"acc0\" } @nh,96,32 & 0xffffff80 == 0x0a010180 counter name source drop",
+            "oifname { \"acc0\" } @nh,64,128 & 0xffffffffffffffffffff000000000000 == \
+             0x20010db800010000000f000000000000 counter name source_ipv6 drop",
+        ] {
+            assert!(text.contains(rule), "{rule}");
+        }
+        let fields = IPV4.fields.len() + IPV6.fields.len();
+        assert_eq!(text.matches(" drop").count(), fields);
     }
 }

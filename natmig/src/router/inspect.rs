@@ -3,7 +3,11 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    RouterError, guard, instance::Instance, load_state, loader, maps::Maps, netlink::Socket,
+    RouterError, guard,
+    instance::Instance,
+    load_state, loader,
+    maps::{MapBytes, Maps},
+    netlink::Socket,
 };
 use crate::config::RouterConfig;
 
@@ -51,8 +55,8 @@ pub(crate) enum InspectedProgram {
 pub(crate) fn inspect(name: &str) -> Result<Inspected, RouterError> {
     let instance = Instance::new(name);
     let (pins, memory) = match Maps::probe(&instance.maps()) {
-        Ok(Some(meta)) => match Maps::open(&instance.maps(), true) {
-            Ok(maps) => (Ok(Some(meta.abi_version)), Some(maps.bytes)),
+        Ok(Some(meta)) => match MapBytes::of(&instance.maps()) {
+            Ok(bytes) => (Ok(Some(meta.abi_version)), Some(bytes.total())),
             Err(error) => (Err(error), None),
         },
         Ok(None) => (Ok(None), None),

@@ -6,11 +6,11 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use natmig_common::{Action, Entry, FLAG_PROMISCUOUS, Interface, Role, Version};
+use natmig_common::{Action, FLAG_PROMISCUOUS, Interface, Role};
 
 use super::{
     RouterError,
@@ -18,7 +18,8 @@ use super::{
     instance::Instance,
     interfaces::Attached,
     netlink::{Change, Link, Socket},
-    version::{action, is_home},
+    tables::Bound,
+    version::Decoded,
 };
 
 /// `ETHTOOL_STXCSUM`, include/uapi/linux/ethtool.h.
@@ -45,22 +46,21 @@ enum HostRoute {
     Access { ifindex: u32, mac: [u8; 6] },
 }
 
-fn host_route(version: &Version) -> Option<HostRoute> {
-    if is_home(version) {
+fn host_route(version: &Decoded) -> Option<HostRoute> {
+    if version.is_home() {
         return Some(HostRoute::Port {
             home: version.ifindex,
         });
     }
-    let visiting = action(version) == Action::Local && version.counterpart != [0; 4];
-    visiting.then_some(HostRoute::Access {
+    version.is_visitor().then_some(HostRoute::Access {
         ifindex: version.ifindex,
         mac: version.mac,
     })
 }
 
 /// The interface on which frames for other MAC addresses matter because of a version.
-fn watched(version: &Version) -> Option<u32> {
-    (is_home(version) || action(version) == Action::Local).then_some(version.ifindex)
+fn watched(version: &Decoded) -> Option<u32> {
+    (version.is_home() || version.action == Action::Local).then_some(version.ifindex)
 }
 
 /// The port's address: the dummy address of RFC 7600, which nothing ever talks to.
@@ -71,10 +71,10 @@ const PORT_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 pub(super) struct Kernel {
     pub(super) socket: Socket,
     pub(super) port: Port,
-    routes: AddressMap<HostRoute>,
+    routes: AddressMap<Ipv4Addr, HostRoute>,
     /// The router's addresses by interface.
     own_addresses: BTreeMap<u32, Ipv4Addr>,
-    watched: BTreeMap<u32, AddressSet>,
+    watched: BTreeMap<u32, AddressSet<IpAddr>>,
 }
 
 impl Kernel {
@@ -153,13 +153,13 @@ impl Kernel {
     /// version that counts.
     pub(super) fn reconcile(
         &mut self,
-        entries: impl Iterator<Item = (Ipv4Addr, Entry, Version)>,
+        entries: impl Iterator<Item = (Bound, Decoded)>,
         access: &HashSet<u32>,
     ) -> Result<(), RouterError> {
         let mut wanted = AddressMap::default();
-        for (address, entry, version) in entries {
-            self.watch(address, &entry);
-            if let Some(route) = host_route(&version) {
+        for (bound, version) in entries {
+            self.watch(&bound);
+            if let (Some(route), IpAddr::V4(address)) = (host_route(&version), bound.address) {
                 wanted.insert(address, route);
             }
         }
@@ -262,10 +262,13 @@ impl Kernel {
     /// Lets the kernel's routes and neighbours follow versions that count from here on.
     pub(super) fn follow(
         &mut self,
-        versions: impl Iterator<Item = (Ipv4Addr, Version)>,
+        versions: impl Iterator<Item = (IpAddr, Decoded)>,
     ) -> Result<(), RouterError> {
         let mut changes = Vec::new();
         for (address, version) in versions {
+            let IpAddr::V4(address) = address else {
+                continue;
+            };
             let wanted = host_route(&version);
             let held = self.routes.get(&address).copied();
             if wanted == held {
@@ -299,9 +302,12 @@ impl Kernel {
     }
 
     /// Notes on which interfaces frames for others matter because of an address.
-    pub(super) fn watch(&mut self, address: Ipv4Addr, entry: &Entry) {
-        let pending = entry.reference().and_then(|_| watched(&entry.pending));
-        let needed = [watched(&entry.current), pending];
+    pub(super) fn watch(&mut self, bound: &Bound) {
+        let address = bound.address;
+        let needed = [
+            watched(&bound.current),
+            bound.pending.as_ref().and_then(watched),
+        ];
         for (ifindex, addresses) in &mut self.watched {
             if !needed.contains(&Some(*ifindex)) {
                 addresses.remove(&address);
@@ -310,6 +316,22 @@ impl Kernel {
         for ifindex in needed.into_iter().flatten() {
             self.watched.entry(ifindex).or_default().insert(address);
         }
+    }
+
+    /// Whether what becomes of an address concerns the kernel: it does not if it never did, and the
+    /// version says nothing of this router's interfaces.
+    pub(super) fn is_concerned(&self, address: IpAddr, version: &Decoded) -> bool {
+        let routed = |address: IpAddr| match address {
+            IpAddr::V4(address) => self.routes.contains_key(&address),
+            IpAddr::V6(_) => false,
+        };
+        host_route(version).is_some()
+            || watched(version).is_some()
+            || (!self.routes.is_empty() && routed(address))
+            || self
+                .watched
+                .values()
+                .any(|addresses| addresses.contains(&address))
     }
 
     /// Whether an interface must take frames for others.

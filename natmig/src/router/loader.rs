@@ -13,7 +13,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{ProgramFd, Xdp},
 };
-use natmig_common::{Counter, names};
+use natmig_common::{Counter, Meta, names};
 
 use super::{
     AttachedInterface, RouterError,
@@ -21,7 +21,7 @@ use super::{
     instance::Instance,
     netlink::Link,
 };
-use crate::config::RouterConfig;
+use crate::config::{Forward, RouterConfig};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natmig.bpf.o"));
 
@@ -35,6 +35,9 @@ const SPARE_INDICES: u32 = 256;
 /// Interfaces that the counters have room for beyond those that exist.
 const SPARE_COUNTERS: u32 = 16;
 
+/// Addresses whose counters by binding may overflow; each has had more than 2^25 packets.
+const BUSY_ADDRESSES: u32 = 65_536;
+
 /// A loaded program.
 pub(super) struct Program {
     _ebpf: Ebpf,
@@ -44,11 +47,15 @@ pub(super) struct Program {
 /// The sizes of maps that are created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    pub(super) addresses: u32,
+    pub(super) addresses_ipv4: u32,
+    pub(super) addresses_ipv6: u32,
     pub(super) cpus: u32,
     pub(super) largest_ifindex: u32,
     pub(super) interfaces: u32,
-    pub(super) binding_counters: bool,
+    /// Banks of counters by binding; 0 if nothing is counted.
+    pub(super) binding_banks: u32,
+    /// Whether all traffic is forwarded.
+    pub(super) forward_all: bool,
 }
 
 /// Refuses interfaces on which somebody else's program runs.
@@ -122,31 +129,32 @@ fn load_once(
         }
         RouterError::Program(text)
     };
-    let binding_counters = u32::from(sizes.binding_counters);
+    let forward_all = u32::from(sizes.forward_all);
     // x86 and s390 keep stores in order; elsewhere `left` has to be an exchange as well.
     let weak_order = u32::from(!cfg!(any(target_arch = "x86_64", target_arch = "s390x")));
+    let counters = |addresses: u32| addresses.saturating_mul(sizes.binding_banks).max(1);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
         .verifier_log_level(log)
-        .override_global("BINDING_COUNTERS_ON", &binding_counters, false)
+        .override_global("BINDING_BANKS", &sizes.binding_banks, false)
+        .override_global("ENTRY_CAPACITY_IPV4", &sizes.addresses_ipv4, false)
+        .override_global("ENTRY_CAPACITY_IPV6", &sizes.addresses_ipv6, false)
+        .override_global("FORWARD_ALL", &forward_all, false)
         .override_global("WEAK_ORDER", &weak_order, false)
-        .map_max_entries(names::ENTRIES, sizes.addresses)
-        .map_max_entries(names::INDEX_IPV4, sizes.addresses)
+        .map_max_entries(names::ENTRIES_IPV4, sizes.addresses_ipv4)
+        .map_max_entries(names::ENTRIES_IPV6, sizes.addresses_ipv6)
+        .map_max_entries(names::INDEX_IPV4, sizes.addresses_ipv4)
+        .map_max_entries(names::INDEX_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::ACTIVITY, sizes.cpus)
         .map_max_entries(names::INTERFACES, sizes.largest_ifindex + SPARE_INDICES)
         .map_max_entries(
             names::COUNTERS,
             (sizes.interfaces + SPARE_COUNTERS) * Counter::COUNT,
         )
-        .map_max_entries(
-            names::BINDING_COUNTERS,
-            if sizes.binding_counters {
-                sizes.addresses
-            } else {
-                1
-            },
-        );
+        .map_max_entries(names::BINDING_COUNTERS_IPV4, counters(sizes.addresses_ipv4))
+        .map_max_entries(names::BINDING_COUNTERS_IPV6, counters(sizes.addresses_ipv6))
+        .map_max_entries(names::BINDING_TOTALS, BUSY_ADDRESSES);
     let directory = instance.maps();
     for name in names::MAPS {
         loader.map_pin_path(name, directory.join(name));
@@ -294,16 +302,35 @@ pub(super) fn pinned_program_info(instance: &Instance) -> Option<ProgramInfo> {
     bpf::info(fd.as_fd()).ok()
 }
 
-/// Room that the tables' sizes are computed for.
-pub(super) fn sizes(config: &RouterConfig, largest_ifindex: u32) -> Result<Sizes, RouterError> {
+/// Room that the tables' sizes are computed for; tables that are adopted keep theirs.
+pub(super) fn sizes(
+    config: &RouterConfig,
+    adopted: Option<&Meta>,
+    largest_ifindex: u32,
+) -> Result<Sizes, RouterError> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(path, error)| RouterError::system(format!("read {path}"))(error))?;
+    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+    let (addresses_ipv4, addresses_ipv6, binding_banks) = match adopted {
+        Some(meta) => (
+            meta.entry_capacity,
+            meta.entry_capacity_ipv6,
+            meta.binding_banks,
+        ),
+        None => (
+            config.max_addresses,
+            config.max_addresses_ipv6,
+            config.binding_banks(cpus),
+        ),
+    };
     Ok(Sizes {
-        addresses: config.max_addresses,
-        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        addresses_ipv4,
+        addresses_ipv6,
+        cpus,
         largest_ifindex,
         interfaces: u32::try_from(config.interfaces.len() + 1).unwrap_or(u32::MAX),
-        binding_counters: config.binding_counters,
+        binding_banks,
+        forward_all: config.forward == Forward::All,
     })
 }
 

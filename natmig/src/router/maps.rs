@@ -3,66 +3,147 @@
 use std::path::Path;
 
 use natmig_common::{
-    ABI_VERSION, Activity, BindingTraffic, Entry, Interface, META_MAGIC, Meta, PoolKey, Slot,
-    Traffic, names,
+    ABI_VERSION, Activity, BindingKey, BindingTotal, BindingTraffic, BlockBucket, Entry, Heartbeat,
+    Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Slot,
+    Traffic, VlanKey, names,
 };
 
 use super::{
     RouterError,
     bpf::{MapHandle, Shared},
+    family::Net,
 };
+
+/// The maps of one family that have an element per bound address.
+#[derive(Debug)]
+pub(super) struct FamilyMaps<F: Net> {
+    pub(super) entries: Shared<Entry<F>>,
+    pub(super) index: MapHandle,
+    /// Banks one after the other, each with an element per entry; none of them if nothing counts.
+    pub(super) counters: Shared<BindingTraffic>,
+}
+
+impl<F: Net> FamilyMaps<F> {
+    /// Number of entries.
+    pub(super) fn capacity(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Elements of the binding counters of an entry, one per bank.
+    pub(super) fn counters_of(&self, entry: u32) -> impl Iterator<Item = usize> + use<F> {
+        let capacity = self.entries.len();
+        let banks = self.banks() as usize;
+        (0..banks).map(move |bank| bank * capacity + entry as usize)
+    }
+
+    /// Banks of counters; 0 if nothing is counted.
+    pub(super) fn banks(&self) -> u32 {
+        let banks = self.counters.len().checked_div(self.entries.len());
+        u32::try_from(banks.unwrap_or(0)).unwrap_or(0)
+    }
+}
 
 /// All maps of an instance. Arrays that userspace writes in place are memory-mapped.
 #[derive(Debug)]
 pub(super) struct Maps {
     pub(super) meta: Shared<Meta>,
-    pub(super) entries: Shared<Entry>,
+    pub(super) ipv4: FamilyMaps<Ipv4>,
+    pub(super) ipv6: FamilyMaps<Ipv6>,
+    pub(super) prefixes_ipv4: Shared<PrefixIpv4>,
+    pub(super) pool_masks: Shared<PoolMask>,
+    pub(super) prefixes_ipv6: Shared<PrefixBucket>,
+    pub(super) blocks_ipv6: Shared<BlockBucket>,
     pub(super) transactions: Shared<Slot>,
     pub(super) activity: Shared<Activity>,
-    pub(super) index: MapHandle,
+    /// Words of [`natmig_common::Route`].
+    #[expect(dead_code, reason = "the keeper of next hops writes it")]
+    pub(super) routes: Shared<u64>,
+    #[expect(dead_code, reason = "the keeper of next hops writes it")]
+    pub(super) next_hops: Shared<NextHop>,
+    #[expect(dead_code, reason = "the keeper of next hops writes it")]
+    pub(super) heartbeat: Shared<Heartbeat>,
     pub(super) interfaces: MapHandle,
-    pub(super) pools: MapHandle,
+    #[expect(dead_code, reason = "the table of interfaces fills it")]
+    pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
-    pub(super) binding_counters: MapHandle,
-    /// Bytes of kernel memory that all maps take.
-    pub(super) bytes: u64,
+    pub(super) totals: MapHandle,
+}
+
+/// Bytes of kernel memory that an instance's maps take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MapBytes {
+    /// What grows with the IPv4 addresses that there is room for, or that are bound.
+    pub ipv4: u64,
+    /// As `ipv4`.
+    pub ipv6: u64,
+    /// All else.
+    pub shared: u64,
+}
+
+impl MapBytes {
+    /// All together.
+    pub const fn total(&self) -> u64 {
+        self.ipv4 + self.ipv6 + self.shared
+    }
+
+    /// What the maps pinned in a directory take, as they are.
+    pub(super) fn of(directory: &Path) -> Result<Self, RouterError> {
+        let mut bytes = Self::default();
+        for name in names::MAPS {
+            let path = directory.join(name);
+            let memory = super::bpf::open_pin(&path, false)
+                .and_then(MapHandle::new)
+                .and_then(|map| map.memory())
+                .map_err(RouterError::system(format!(
+                    "open the pinned map {}",
+                    path.display()
+                )))?;
+            match name {
+                names::ENTRIES_IPV4 | names::INDEX_IPV4 | names::BINDING_COUNTERS_IPV4 => {
+                    bytes.ipv4 += memory;
+                }
+                names::ENTRIES_IPV6 | names::INDEX_IPV6 | names::BINDING_COUNTERS_IPV6 => {
+                    bytes.ipv6 += memory;
+                }
+                _ => bytes.shared += memory,
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 impl Maps {
     /// Opens the maps pinned in a directory, without looking at what they hold.
     pub(super) fn open(directory: &Path, read_only: bool) -> Result<Self, RouterError> {
-        let mut bytes = 0;
-        let mut open = |name: &str, key_size, value_size| {
-            let path = directory.join(name);
-            let doing = format!("open the pinned map {}", path.display());
-            // The kernel maps a map into memory, even for reading, only from a descriptor that may
-            // write; what is mapped read-only cannot be written all the same.
-            let map = MapHandle::open(&path, key_size, value_size, false)
-                .map_err(RouterError::system(&*doing))?;
-            bytes += map.memory().map_err(RouterError::system(doing))?;
-            Ok::<_, RouterError>(map)
+        let opener = Opener {
+            directory,
+            read_only,
         };
-        let meta = open(names::META, 4, size_of::<Meta>())?;
-        let entries = open(names::ENTRIES, 4, size_of::<Entry>())?;
-        let transactions = open(names::TRANSACTIONS, 4, size_of::<Slot>())?;
-        let activity = open(names::ACTIVITY, 4, size_of::<Activity>())?;
-        let index = open(names::INDEX_IPV4, 4, 4)?;
-        let interfaces = open(names::INTERFACES, 4, size_of::<Interface>())?;
-        let pools = open(names::POOLS_IPV4, size_of::<PoolKey>(), 4)?;
-        let counters = open(names::COUNTERS, 4, size_of::<Traffic>())?;
-        let binding_counters = open(names::BINDING_COUNTERS, 4, size_of::<BindingTraffic>())?;
-        let doing = || RouterError::system("map the tables into memory");
         Ok(Self {
-            meta: meta.map_memory(!read_only).map_err(doing())?,
-            entries: entries.map_memory(!read_only).map_err(doing())?,
-            transactions: transactions.map_memory(!read_only).map_err(doing())?,
-            activity: activity.map_memory(!read_only).map_err(doing())?,
-            index,
-            interfaces,
-            pools,
-            counters,
-            binding_counters,
-            bytes,
+            meta: opener.memory(names::META)?,
+            ipv4: FamilyMaps {
+                entries: opener.memory(names::ENTRIES_IPV4)?,
+                index: opener.map::<[u8; 4], u32>(names::INDEX_IPV4)?,
+                counters: opener.memory(names::BINDING_COUNTERS_IPV4)?,
+            },
+            ipv6: FamilyMaps {
+                entries: opener.memory(names::ENTRIES_IPV6)?,
+                index: opener.map::<[u8; 16], u32>(names::INDEX_IPV6)?,
+                counters: opener.memory(names::BINDING_COUNTERS_IPV6)?,
+            },
+            prefixes_ipv4: opener.memory(names::PREFIXES_IPV4)?,
+            pool_masks: opener.memory(names::POOL_MASKS)?,
+            prefixes_ipv6: opener.memory(names::PREFIXES_IPV6)?,
+            blocks_ipv6: opener.memory(names::BLOCKS_IPV6)?,
+            transactions: opener.memory(names::TRANSACTIONS)?,
+            activity: opener.memory(names::ACTIVITY)?,
+            routes: opener.memory(names::ROUTES)?,
+            next_hops: opener.memory(names::NEXT_HOPS)?,
+            heartbeat: opener.memory(names::HEARTBEAT)?,
+            interfaces: opener.map::<u32, Interface>(names::INTERFACES)?,
+            vlans: opener.map::<VlanKey, u32>(names::VLANS)?,
+            counters: opener.map::<u32, Traffic>(names::COUNTERS)?,
+            totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
         })
     }
 
@@ -90,5 +171,34 @@ impl Maps {
             }),
             Some(meta) => Ok(Some(meta)),
         }
+    }
+}
+
+/// Opens the maps of a directory.
+struct Opener<'a> {
+    directory: &'a Path,
+    read_only: bool,
+}
+
+impl Opener<'_> {
+    fn doing(&self, name: &str) -> String {
+        format!(
+            "open the pinned map {}",
+            self.directory.join(name).display()
+        )
+    }
+
+    fn map<K, V>(&self, name: &str) -> Result<MapHandle, RouterError> {
+        // The kernel maps a map into memory, even for reading, only from a descriptor that may
+        // write; what is mapped read-only cannot be written all the same.
+        let path = self.directory.join(name);
+        MapHandle::open(&path, size_of::<K>(), size_of::<V>(), false)
+            .map_err(RouterError::system(self.doing(name)))
+    }
+
+    fn memory<V: bytemuck::Pod>(&self, name: &str) -> Result<Shared<V>, RouterError> {
+        self.map::<u32, V>(name)?
+            .map_memory(!self.read_only)
+            .map_err(RouterError::system(format!("map {name} into memory")))
     }
 }

@@ -1,24 +1,26 @@
 //! Read-only view of an instance's pinned maps; needs no daemon and no lock.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{collections::HashMap, net::IpAddr, rc::Rc, sync::atomic::Ordering};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use natmig_common::{
-    Action, BindingTraffic, Counter, CounterClass, Entry, PoolKey, Role, SlotState, Traffic,
-    Version,
+    Action, BindingKey, BindingTotal, Counter, CounterClass, Entry, Ipv4, Ipv6, PackedTraffic,
+    Role, SlotState, Traffic,
 };
 use serde::Serialize;
 
 use super::{
     GuardCounter, RouterError,
     address_map::AddressMap,
+    family::Net,
     guard,
     instance::Instance,
     interfaces, load_state, loader,
-    maps::Maps,
+    maps::{MapBytes, Maps},
     netlink::Socket,
     not_loaded,
-    version::{action, is_home},
+    tables::{Prefixes as _, Tables, total_key},
+    version::Decoded,
 };
 use crate::{config::RouterConfig, rule::MacAddress};
 
@@ -29,6 +31,13 @@ pub struct Reader {
     config: Option<RouterConfig>,
     maps: Maps,
     links: HashMap<u32, String>,
+}
+
+/// Traffic that was taken out of counters that were full.
+type Totals = HashMap<(u32, u32), BindingTotal>;
+
+const fn id(key: &BindingKey) -> (u32, u32) {
+    (key.family, key.entry)
 }
 
 /// Where an instance stands as a whole.
@@ -44,12 +53,14 @@ pub struct Summary {
     pub abi_version: u32,
     /// Highest term of a controller.
     pub term: u64,
-    /// Addresses that the tables have room for.
+    /// IPv4 addresses that the tables have room for.
     pub capacity: u32,
+    /// IPv6 addresses that the tables have room for.
+    pub capacity_ipv6: u32,
     /// Bytes of kernel memory that the maps take.
     pub map_bytes: u64,
     /// The locator pools.
-    pub pools: Vec<Ipv4Net>,
+    pub pools: Vec<IpNet>,
     /// MAC address that answers for away VMs.
     pub gateway_mac: MacAddress,
 }
@@ -60,9 +71,9 @@ pub struct VersionView {
     /// The action's name.
     pub action: &'static str,
     /// The other address of the binding.
-    pub counterpart: Option<Ipv4Addr>,
+    pub counterpart: Option<IpAddr>,
     /// Where packets go on to, for a locator from which the VM moved on.
-    pub forward: Option<Ipv4Addr>,
+    pub forward: Option<IpAddr>,
     /// Whether this router is a home edge of the identity.
     pub home: bool,
     /// The VM's MAC address.
@@ -92,7 +103,7 @@ pub struct EntryView {
     /// Its place in the table.
     pub index: u32,
     /// The bound address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// `current` or `pending`: the version that counts.
     pub counts: &'static str,
     /// The current version.
@@ -141,9 +152,9 @@ impl TrafficView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BindingView {
     /// The identity.
-    pub identity: Ipv4Addr,
+    pub identity: IpAddr,
     /// The locator; none for a VM that has returned.
-    pub locator: Option<Ipv4Addr>,
+    pub locator: Option<IpAddr>,
     /// `here`, `away`, `away (home edge)` or `returned`.
     pub place: &'static str,
     /// The segment, where this router serves it.
@@ -155,7 +166,7 @@ pub struct BindingView {
     /// `settled`, or where that transaction stands.
     pub phase: &'static str,
     /// Older locators that still lead to it.
-    pub draining: Vec<Ipv4Addr>,
+    pub draining: Vec<IpAddr>,
     /// Traffic of identity and locators together.
     pub traffic: TrafficView,
 }
@@ -233,15 +244,6 @@ impl Reader {
     /// Where the instance stands as a whole.
     pub fn summary(&self) -> Result<Summary, RouterError> {
         let meta = self.maps.meta.get(0);
-        let mut pools = Vec::new();
-        let mut key: Option<PoolKey> = None;
-        let doing = || RouterError::system("read the locator pools");
-        while let Some(next) = self.maps.pools.next_key(key.as_ref()).map_err(doing())? {
-            let length = u8::try_from(next.prefix_length).unwrap_or(32);
-            pools.extend(Ipv4Net::new(Ipv4Addr::from(next.address), length));
-            key = Some(next);
-        }
-        pools.sort();
         Ok(Summary {
             instance: self.instance.name.clone(),
             router: self.config.as_ref().map(|config| config.router.to_string()),
@@ -249,33 +251,69 @@ impl Reader {
             abi_version: meta.abi_version,
             term: meta.term,
             capacity: meta.entry_capacity,
-            map_bytes: self.maps.bytes,
-            pools,
+            capacity_ipv6: meta.entry_capacity_ipv6,
+            map_bytes: MapBytes::of(&self.instance.maps())?.total(),
+            pools: Tables::pools(&self.maps),
             gateway_mac: MacAddress(meta.gateway_mac),
         })
     }
 
-    /// All entries, by place in the table.
+    /// All entries, by family and place in the table.
     pub fn entries(&self) -> impl Iterator<Item = EntryView> {
-        (0..u32::try_from(self.maps.entries.len()).unwrap_or(u32::MAX))
-            .filter_map(|index| self.view(index))
+        // A traffic counter that is full goes there after it was read here, or never.
+        let totals = self.maps.totals.read_all::<BindingKey, _>();
+        let totals = totals.unwrap_or_default().into_iter();
+        let totals: Rc<Totals> = Rc::new(totals.map(|(key, total)| (id(&key), total)).collect());
+        let ipv4 = self.entries_of::<Ipv4>(Rc::clone(&totals));
+        ipv4.chain(self.entries_of::<Ipv6>(totals))
+    }
+
+    fn entries_of<F: Net>(&self, totals: Rc<Totals>) -> impl Iterator<Item = EntryView> {
+        (0..F::maps(&self.maps).capacity()).filter_map(move |index| self.view::<F>(index, &totals))
     }
 
     /// The entry of an address, found as the program finds it.
-    pub fn entry(&self, address: Ipv4Addr) -> Result<Option<EntryView>, RouterError> {
-        let index: Option<u32> = self
+    pub fn entry(&self, address: IpAddr) -> Result<Option<EntryView>, RouterError> {
+        match address {
+            IpAddr::V4(found) => self.found::<Ipv4>(address, found.into()),
+            IpAddr::V6(found) => self.found::<Ipv6>(address, found.into()),
+        }
+    }
+
+    fn found<F: Net>(
+        &self,
+        address: IpAddr,
+        number: F::Number,
+    ) -> Result<Option<EntryView>, RouterError> {
+        let index = match F::Prefixes::lead(&self.maps, number) {
+            (_, Some(block)) => block.checked_add(u32::from(F::last(number))),
+            (true, None) => self.indexed::<F>(number)?,
+            (false, None) => None,
+        };
+        let Some(index) = index else {
+            return Ok(None);
+        };
+        let key = total_key::<F>(index);
+        let total: Option<BindingTotal> = self
             .maps
+            .totals
+            .lookup(&key)
+            .map_err(RouterError::system("read counters by binding"))?;
+        let totals = total.map(|total| (id(&key), total)).into_iter().collect();
+        let entry = self.view::<F>(index, &totals);
+        Ok(entry.filter(|entry| entry.address == address))
+    }
+
+    fn indexed<F: Net>(&self, address: F::Number) -> Result<Option<u32>, RouterError> {
+        F::maps(&self.maps)
             .index
-            .lookup(&address.octets())
-            .map_err(RouterError::system("look an address up"))?;
-        Ok(index
-            .and_then(|index| self.view(index))
-            .filter(|entry| entry.address == address))
+            .lookup(&F::octets(address))
+            .map_err(RouterError::system("look an address up"))
     }
 
     /// All bindings, by identity.
     pub fn bindings(&self) -> Vec<BindingView> {
-        let mut bindings: AddressMap<BindingView> = AddressMap::default();
+        let mut bindings: AddressMap<IpAddr, BindingView> = AddressMap::default();
         let mut locators = Vec::new();
         for entry in self.entries() {
             let version = entry.effective();
@@ -395,10 +433,11 @@ impl Reader {
     }
 
     /// Reads an entry; a writer may be at it, so it is read until two readings agree.
-    fn stable(&self, index: u32) -> Entry {
-        let mut entry = self.maps.entries.get(index as usize);
+    fn stable<F: Net>(&self, index: u32) -> Entry<F> {
+        let entries = &F::maps(&self.maps).entries;
+        let mut entry = entries.get(index as usize);
         for _ in 0..100 {
-            let again = self.maps.entries.get(index as usize);
+            let again = entries.get(index as usize);
             if again == entry {
                 break;
             }
@@ -407,11 +446,11 @@ impl Reader {
         entry
     }
 
-    fn view(&self, index: u32) -> Option<EntryView> {
-        if index as usize >= self.maps.entries.len() {
+    fn view<F: Net>(&self, index: u32, totals: &Totals) -> Option<EntryView> {
+        if index >= F::maps(&self.maps).capacity() {
             return None;
         }
-        let entry = self.stable(index);
+        let entry = self.stable::<F>(index);
         if entry.family == 0 {
             return None;
         }
@@ -435,21 +474,19 @@ impl Reader {
             .is_some_and(|view| matches!(view.phase, "committed" | "folding"));
         Some(EntryView {
             index,
-            address: Ipv4Addr::from(entry.address),
+            address: F::address(F::number(entry.address)),
             counts: if committed { "pending" } else { "current" },
-            current: self.version(&entry.current),
-            pending: reference.is_some().then(|| self.version(&entry.pending)),
+            current: self.version(&Decoded::of(&entry.current)),
+            pending: reference
+                .is_some()
+                .then(|| self.version(&Decoded::of(&entry.pending))),
             reference,
-            traffic: self.traffic(index),
+            traffic: self.traffic::<F>(index, totals),
         })
     }
 
-    fn version(&self, version: &Version) -> VersionView {
-        let address = |octets: [u8; 4]| {
-            let address = Ipv4Addr::from(octets);
-            (!address.is_unspecified()).then_some(address)
-        };
-        let name = match action(version) {
+    fn version(&self, version: &Decoded) -> VersionView {
+        let name = match version.action {
             Action::Absent => "absent",
             Action::Away => "away",
             Action::Local => "local",
@@ -460,11 +497,11 @@ impl Reader {
         let interface = (version.ifindex != 0).then(|| self.interface_name(version.ifindex));
         VersionView {
             action: name,
-            counterpart: address(version.counterpart),
-            forward: (action(version) == Action::Forward)
-                .then(|| address(version.forward))
-                .flatten(),
-            home: is_home(version),
+            counterpart: version.counterpart,
+            forward: version
+                .forward
+                .filter(|_| version.action == Action::Forward),
+            home: version.is_home(),
             mac: (version.mac != [0; 6]).then_some(MacAddress(version.mac)),
             segment: interface
                 .as_deref()
@@ -473,22 +510,31 @@ impl Reader {
         }
     }
 
-    fn traffic(&self, index: u32) -> Option<TrafficView> {
-        if self.maps.binding_counters.info.max_entries <= 1 {
+    /// What all banks have counted, and what was taken out of them when they were full.
+    fn traffic<F: Net>(&self, index: u32, totals: &Totals) -> Option<TrafficView> {
+        let family = F::maps(&self.maps);
+        if family.banks() == 0 {
             return None;
         }
-        let values: Vec<BindingTraffic> = self
-            .maps
-            .binding_counters
-            .lookup_per_cpu(&index, self.maps.activity.len())
-            .ok()??;
         let mut sum = TrafficView::default();
-        for value in values {
+        for element in family.counters_of(index) {
+            let [to, from] = family.counters.words(element) else {
+                continue;
+            };
+            let [to, from] = [to, from].map(|word| PackedTraffic(word.load(Ordering::Relaxed)));
             sum.add(TrafficView {
-                packets_to: value.packets_to,
-                bytes_to: value.bytes_to,
-                packets_from: value.packets_from,
-                bytes_from: value.bytes_from,
+                packets_to: to.packets(),
+                bytes_to: to.bytes(),
+                packets_from: from.packets(),
+                bytes_from: from.bytes(),
+            });
+        }
+        if let Some(total) = totals.get(&id(&total_key::<F>(index))) {
+            sum.add(TrafficView {
+                packets_to: total.packets_to,
+                bytes_to: total.bytes_to,
+                packets_from: total.packets_from,
+                bytes_from: total.bytes_from,
             });
         }
         Some(sum)

@@ -20,7 +20,10 @@ use super::{Store, StoreError};
 use crate::coordinator::{StoreOp, Stored};
 
 /// Version of what the tables hold.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+
+/// The version before, of IPv4 alone: a store that has it is upgraded when it is opened.
+const IPV4_FORMAT: u64 = 1;
 
 /// First bytes of every redb file.
 const REDB_MAGIC: &[u8; 4] = b"redb";
@@ -39,8 +42,10 @@ const TOPOLOGY_KEY: &str = "topology";
 const VMS: Definition = TableDefinition::new("vms");
 /// Migrations by number.
 const MIGRATIONS: NumberedDefinition = TableDefinition::new("migrations");
-/// Locators in quarantine, by address as a number.
-const QUARANTINED: NumberedDefinition = TableDefinition::new("quarantined");
+/// Locators in quarantine, by address as text.
+const QUARANTINED: Definition = TableDefinition::new("quarantined_locators");
+/// The same in [`IPV4_FORMAT`], by address as a number.
+const IPV4_QUARANTINED: NumberedDefinition = TableDefinition::new("quarantined");
 /// Drained routers by name.
 const DRAINED: Definition = TableDefinition::new("drained");
 
@@ -113,6 +118,7 @@ impl FileStore {
         }
         match self.value::<u64>(FORMAT_KEY)? {
             Some(FORMAT) => Ok(()),
+            Some(IPV4_FORMAT) => self.upgrade(),
             Some(found) => Err(StoreError::Version {
                 path: self.path.clone(),
                 found,
@@ -120,6 +126,31 @@ impl FileStore {
             }),
             None => Err(StoreError::Foreign(self.path.clone())),
         }
+    }
+
+    /// Writes all that an IPv4 store holds as this program does: all or nothing.
+    fn upgrade(&mut self) -> Result<(), StoreError> {
+        let stored = self.load_with(IPV4_QUARANTINED)?;
+        self.write(|write| {
+            write.delete_table(IPV4_QUARANTINED)?;
+            let mut natmig = write.open_table(NATMIG)?;
+            if let Some(topology) = &stored.topology {
+                put(&mut natmig, TOPOLOGY_KEY, topology)?;
+            }
+            let mut vms = write.open_table(VMS)?;
+            for state in &stored.vms {
+                put(&mut vms, state.vm.name.as_str(), state)?;
+            }
+            let mut migrations = write.open_table(MIGRATIONS)?;
+            for record in &stored.migrations {
+                put_numbered(&mut migrations, record.id.0, record)?;
+            }
+            let mut quarantined = write.open_table(QUARANTINED)?;
+            for record in &stored.quarantined {
+                put(&mut quarantined, &record.locator.to_string(), record)?;
+            }
+            put(&mut natmig, FORMAT_KEY, &FORMAT)
+        })
     }
 
     fn failed(&self, error: &redb::Error) -> StoreError {
@@ -185,6 +216,24 @@ impl FileStore {
             .collect()
     }
 
+    /// Everything, quarantines from this table.
+    fn load_with<K: redb::Key + 'static>(
+        &self,
+        quarantined: TableDefinition<'static, K, &'static [u8]>,
+    ) -> Result<Stored, StoreError> {
+        Ok(Stored {
+            topology: self.value(TOPOLOGY_KEY)?,
+            vms: self.values(VMS, "a VM")?,
+            migrations: self.values(MIGRATIONS, "a migration")?,
+            quarantined: self.values(quarantined, "a quarantine")?,
+            drained: self
+                .values(DRAINED, "a drained router")?
+                .into_iter()
+                .collect(),
+            next_id: self.value(NEXT_ID_KEY)?.unwrap_or_default(),
+        })
+    }
+
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8], what: &str) -> Result<T, StoreError> {
         serde_json::from_slice(bytes).map_err(|error| damaged(&self.path, what, &error))
     }
@@ -192,17 +241,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn load(&mut self) -> Result<Stored, StoreError> {
-        Ok(Stored {
-            topology: self.value(TOPOLOGY_KEY)?,
-            vms: self.values(VMS, "a VM")?,
-            migrations: self.values(MIGRATIONS, "a migration")?,
-            quarantined: self.values(QUARANTINED, "a quarantine")?,
-            drained: self
-                .values(DRAINED, "a drained router")?
-                .into_iter()
-                .collect(),
-            next_id: self.value(NEXT_ID_KEY)?.unwrap_or_default(),
-        })
+        self.load_with(QUARANTINED)
     }
 
     fn apply(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
@@ -227,11 +266,10 @@ impl Store for FileStore {
                         migrations.remove(id.0)?;
                     }
                     StoreOp::PutQuarantined(record) => {
-                        let key = u64::from(u32::from(record.locator));
-                        put_numbered(&mut quarantined, key, record)?;
+                        put(&mut quarantined, &record.locator.to_string(), record)?;
                     }
                     StoreOp::DeleteQuarantined(locator) => {
-                        quarantined.remove(u64::from(u32::from(*locator)))?;
+                        quarantined.remove(locator.to_string().as_str())?;
                     }
                     StoreOp::PutDrained(router) => put(&mut drained, router.as_str(), router)?,
                     StoreOp::DeleteDrained(router) => {

@@ -1,17 +1,19 @@
 //! What makes a topology valid. Used for files, where a problem has a place, and therefore reports
 //! problems with the key that they are about.
 
-use ipnet::Ipv4Net;
+use std::net::IpAddr;
 
-use super::{Segment, Tier, Topology};
-use crate::names::SegmentName;
+use ipnet::IpNet;
+
+use super::{Segment, Subnet, Tier, Topology};
+use crate::{addresses::IpFamily, config::check_pool, names::SegmentName};
 
 /// A key of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
-    Prefix,
-    Gateway,
-    Pool,
+    Prefix(IpFamily),
+    Gateway(IpFamily),
+    Pool(IpFamily),
     Routers,
 }
 
@@ -23,33 +25,40 @@ pub(super) struct Problem {
     pub(super) remedy: String,
 }
 
+fn fail(key: Key, what: String, remedy: &str) -> Result<(), Problem> {
+    Err(Problem {
+        key,
+        what,
+        remedy: remedy.to_owned(),
+    })
+}
+
 /// Checks a segment by itself and against the ones before it.
 pub(super) fn segment(
     topology: &Topology,
     name: &SegmentName,
     segment: &Segment,
 ) -> Result<(), Problem> {
-    let fail = |key, problem: String, remedy: &str| {
-        Err(Problem {
-            key,
-            what: problem,
-            remedy: remedy.to_owned(),
-        })
-    };
-    let Segment {
-        prefix,
-        gateway,
-        pool,
-        routers,
-    } = segment;
+    for subnet in &segment.subnets {
+        check_prefix(topology, name, subnet)?;
+        check_gateway(name, subnet)?;
+        check_locators(topology, name, subnet)?;
+    }
+    check_routers(topology, name, segment)
+}
+
+fn check_prefix(topology: &Topology, name: &SegmentName, subnet: &Subnet) -> Result<(), Problem> {
+    let Subnet { prefix, .. } = subnet;
+    let key = Key::Prefix(subnet.family());
     let overlaps = topology
         .segments
         .iter()
         .filter(|(other, _)| *other != name)
+        .flat_map(|(other, place)| place.subnets.iter().map(move |subnet| (other, subnet)))
         .find(|(_, other)| overlap(*prefix, other.prefix));
     if let Some((other, place)) = overlaps {
         return fail(
-            Key::Prefix,
+            key,
             format!(
                 "prefix {prefix} of segment {name} overlaps {} of segment {other}",
                 place.prefix
@@ -57,34 +66,83 @@ pub(super) fn segment(
             "give each segment a prefix of its own",
         );
     }
-    if prefix.prefix_len() > 30 {
+    let longest = prefix.max_prefix_len() - 2;
+    if prefix.prefix_len() > longest {
         return fail(
-            Key::Prefix,
+            key,
             format!("prefix {prefix} of segment {name} has no room for hosts and locators"),
-            "use a prefix of length 30 or less",
+            &format!("use a prefix of length {longest} or less"),
         );
     }
-    if !prefix.contains(gateway) || *gateway == prefix.network() || *gateway == prefix.broadcast() {
+    if let IpAddr::V6(address) = prefix.addr()
+        && (address.is_unicast_link_local() || address.is_multicast() || address.is_unspecified())
+    {
         return fail(
-            Key::Gateway,
-            format!("gateway {gateway} of segment {name} is no host's address in {prefix}"),
-            "write the address that its hosts use as gateway",
+            key,
+            format!("prefix {prefix} of segment {name} is not routed"),
+            "use a global prefix, or a unique local one (fd00::/8)",
         );
     }
+    Ok(())
+}
+
+fn check_gateway(name: &SegmentName, subnet: &Subnet) -> Result<(), Problem> {
+    let Subnet {
+        prefix, gateway, ..
+    } = subnet;
+    let link_local = matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
+    if link_local || subnet.has_host(*gateway) {
+        return Ok(());
+    }
+    fail(
+        Key::Gateway(subnet.family()),
+        format!("gateway {gateway} of segment {name} is no host's address in {prefix}"),
+        match subnet.family() {
+            IpFamily::Ipv4 => "write the address that its hosts use as gateway",
+            IpFamily::Ipv6 => {
+                "write the address that its hosts use as gateway, which may be link-local"
+            }
+        },
+    )
+}
+
+fn check_locators(topology: &Topology, name: &SegmentName, subnet: &Subnet) -> Result<(), Problem> {
+    let Subnet {
+        prefix,
+        gateway,
+        pool,
+    } = subnet;
+    let key = Key::Pool(subnet.family());
     if !prefix.contains(pool) || pool == prefix {
         return fail(
-            Key::Pool,
+            key,
             format!("pool {pool} of segment {name} is not a part of its prefix {prefix}"),
             "reserve a part of the prefix, which no host uses, for locators",
         );
     }
     if pool.contains(gateway) {
         return fail(
-            Key::Pool,
+            key,
             format!("pool {pool} of segment {name} contains its gateway {gateway}"),
             "choose another part of the prefix as pool",
         );
     }
+    let others: Vec<IpNet> = topology
+        .segments
+        .iter()
+        .filter(|(other, _)| *other != name)
+        .flat_map(|(_, segment)| segment.subnets.iter().map(|subnet| subnet.pool))
+        .collect();
+    check_pool(*pool, &others)
+        .or_else(|(problem, remedy)| fail(key, format!("{problem} (segment {name})"), remedy))
+}
+
+fn check_routers(
+    topology: &Topology,
+    name: &SegmentName,
+    segment: &Segment,
+) -> Result<(), Problem> {
+    let routers = &segment.routers;
     if routers.is_empty() || routers.len() > 2 {
         return fail(
             Key::Routers,
@@ -114,6 +172,6 @@ pub(super) fn segment(
     Ok(())
 }
 
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }

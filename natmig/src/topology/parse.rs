@@ -3,21 +3,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::Range,
     str::FromStr,
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    DEFAULT_DRAIN, DEFAULT_QUARANTINE, Segment, Tier, Topology,
+    DEFAULT_DRAIN, DEFAULT_QUARANTINE, Segment, Subnet, Tier, Topology,
     check::{self, Key},
 };
-use crate::names::{RouterName, SegmentName};
+use crate::{
+    addresses::IpFamily,
+    names::{RouterName, SegmentName},
+};
 
 /// What is wrong with a topology file, where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,9 +72,12 @@ struct RouterText {
 #[serde(deny_unknown_fields)]
 struct SegmentText {
     name: Spanned<String>,
-    prefix: Spanned<String>,
-    gateway: Spanned<String>,
-    pool: Spanned<String>,
+    prefix: Option<Spanned<String>>,
+    gateway: Option<Spanned<String>>,
+    pool: Option<Spanned<String>>,
+    prefix_ipv6: Option<Spanned<String>>,
+    gateway_ipv6: Option<Spanned<String>>,
+    pool_ipv6: Option<Spanned<String>>,
     routers: Spanned<Vec<Spanned<String>>>,
 }
 
@@ -111,12 +117,22 @@ impl Source<'_> {
         })
     }
 
-    fn prefix(&self, value: &Spanned<String>) -> Result<Ipv4Net, TopologyError> {
-        let prefix: Ipv4Net = self.value(
-            value,
-            "an IPv4 prefix",
-            "write an address and a length, such as 10.1.1.0/24",
-        )?;
+    fn prefix(&self, value: &Spanned<String>, family: IpFamily) -> Result<IpNet, TopologyError> {
+        let (what, remedy) = match family {
+            IpFamily::Ipv4 => (
+                "an IPv4 prefix",
+                "write an address and a length, such as 10.1.1.0/24",
+            ),
+            IpFamily::Ipv6 => (
+                "an IPv6 prefix",
+                "write an address and a length, such as 2001:db8:1::/64",
+            ),
+        };
+        let prefix: IpNet = self.value(value, what, remedy)?;
+        if IpFamily::of(prefix.addr()) != family {
+            let problem = format!("`{prefix}` is not {what}");
+            return Err(self.error(&value.span(), problem, remedy));
+        }
         if prefix.addr() != prefix.network() {
             return Err(self.error(
                 &value.span(),
@@ -125,6 +141,22 @@ impl Source<'_> {
             ));
         }
         Ok(prefix)
+    }
+
+    fn address(&self, value: &Spanned<String>, family: IpFamily) -> Result<IpAddr, TopologyError> {
+        let (what, remedy) = match family {
+            IpFamily::Ipv4 => ("an IPv4 address", "write an address such as 10.1.1.1"),
+            IpFamily::Ipv6 => (
+                "an IPv6 address",
+                "write an address such as 2001:db8:1::1 or fe80::1",
+            ),
+        };
+        let address: IpAddr = self.value(value, what, remedy)?;
+        if IpFamily::of(address) != family {
+            let problem = format!("`{address}` is not {what}");
+            return Err(self.error(&value.span(), problem, remedy));
+        }
+        Ok(address)
     }
 
     /// A name that may appear in logs, on command lines and in tables.
@@ -251,13 +283,18 @@ fn add_segment(
             "give each segment a name of its own",
         ));
     }
-    let prefix = source.prefix(&text.prefix)?;
-    let gateway: Ipv4Addr = source.value(
-        &text.gateway,
-        "an IPv4 address",
-        "write an address such as 10.1.1.1",
-    )?;
-    let pool = source.prefix(&text.pool)?;
+    let mut subnets = Vec::new();
+    for family in IpFamily::ALL {
+        subnets.extend(subnet(source, &name, text, family)?);
+    }
+    if subnets.is_empty() {
+        return Err(source.error(
+            &text.name.span(),
+            format!("segment {name} has no prefix"),
+            "add `prefix`, `gateway` and `pool`, or the same of IPv6: `prefix_ipv6`, `gateway_ipv6` \
+             and `pool_ipv6`",
+        ));
+    }
     let mut routers = BTreeSet::new();
     for router in text.routers.get_ref() {
         if !routers.insert(RouterName::new(router.get_ref().as_str())) {
@@ -268,23 +305,66 @@ fn add_segment(
             ));
         }
     }
-    let segment = Segment {
-        prefix,
-        gateway,
-        pool,
-        routers,
-    };
+    let segment = Segment { subnets, routers };
     check::segment(topology, &name, &segment).map_err(|problem| {
-        let span = match problem.key {
-            Key::Prefix => text.prefix.span(),
-            Key::Gateway => text.gateway.span(),
-            Key::Pool => text.pool.span(),
-            Key::Routers => text.routers.span(),
+        let value = match problem.key {
+            Key::Prefix(family) => text.subnet(family)[0],
+            Key::Gateway(family) => text.subnet(family)[1],
+            Key::Pool(family) => text.subnet(family)[2],
+            Key::Routers => None,
         };
+        let span = value.map_or_else(|| text.routers.span(), Spanned::span);
         source.error(&span, problem.what, problem.remedy)
     })?;
     topology.segments.insert(name, segment);
     Ok(())
+}
+
+impl SegmentText {
+    /// Prefix, gateway and pool of a family.
+    fn subnet(&self, family: IpFamily) -> [Option<&Spanned<String>>; 3] {
+        match family {
+            IpFamily::Ipv4 => [&self.prefix, &self.gateway, &self.pool],
+            IpFamily::Ipv6 => [&self.prefix_ipv6, &self.gateway_ipv6, &self.pool_ipv6],
+        }
+        .map(Option::as_ref)
+    }
+}
+
+/// A segment's addresses of a family: all three keys, or none.
+fn subnet(
+    source: &Source<'_>,
+    name: &SegmentName,
+    text: &SegmentText,
+    family: IpFamily,
+) -> Result<Option<Subnet>, TopologyError> {
+    let (prefix, gateway, pool) = match text.subnet(family) {
+        [None, None, None] => return Ok(None),
+        [Some(prefix), Some(gateway), Some(pool)] => (prefix, gateway, pool),
+        some => {
+            let keys = match family {
+                IpFamily::Ipv4 => ["prefix", "gateway", "pool"],
+                IpFamily::Ipv6 => ["prefix_ipv6", "gateway_ipv6", "pool_ipv6"],
+            };
+            let missing: Vec<_> = keys
+                .iter()
+                .zip(&some)
+                .filter(|(_, value)| value.is_none())
+                .map(|(key, _)| format!("`{key}`"))
+                .collect();
+            let there = some.into_iter().flatten().next();
+            return Err(source.error(
+                &there.map_or_else(|| text.name.span(), Spanned::span),
+                format!("segment {name} lacks {}", missing.join(" and ")),
+                format!("add what is missing for {family}, or remove all of it"),
+            ));
+        }
+    };
+    Ok(Some(Subnet {
+        prefix: source.prefix(prefix, family)?,
+        gateway: source.address(gateway, family)?,
+        pool: source.prefix(pool, family)?,
+    }))
 }
 
 #[cfg(test)]
@@ -398,6 +478,117 @@ routers = ["edge1"]
             let error = Topology::parse("t.toml", &GOOD.replacen(good, bad, 1)).unwrap_err();
             assert_eq!(error.to_string(), expected);
         }
+    }
+
+    /// A segment of both families and one of IPv6 alone.
+    const DUAL: &str = r#"
+[[router]]
+name = "edge1"
+tier = "edge"
+[[segment]]
+name = "rack1"
+prefix = "10.1.1.0/24"
+gateway = "10.1.1.1"
+pool = "10.1.1.128/25"
+prefix_ipv6 = "2001:db8:1::/64"
+gateway_ipv6 = "fe80::1"
+pool_ipv6 = "2001:db8:1:0:f::/80"
+routers = ["edge1"]
+[[segment]]
+name = "rack2"
+prefix_ipv6 = "2001:db8:2::/56"
+gateway_ipv6 = "2001:db8:2::1"
+pool_ipv6 = "2001:db8:2:1::/64"
+routers = ["edge1"]
+"#;
+
+    #[test]
+    fn segments_have_one_family_or_both() {
+        let topology = Topology::parse("t.toml", DUAL).unwrap();
+        let families = |name: &str| {
+            IpFamily::ALL.map(|family| topology.segments[&name.into()].subnet(family).is_some())
+        };
+        assert_eq!(families("rack1"), [true, true]);
+        assert_eq!(families("rack2"), [false, true]);
+        assert_eq!(topology.pools().len(), 3);
+        let inside = "2001:db8:2:7::9".parse().unwrap();
+        assert_eq!(topology.segment_of(inside), Some(&"rack2".into()));
+        let json = serde_json::to_string(&topology).unwrap();
+        assert_eq!(serde_json::from_str::<Topology>(&json).unwrap(), topology);
+    }
+
+    #[test]
+    fn segments_without_ipv6_are_read_as_they_were_stored() {
+        let json = r#"{"prefix":"10.1.1.0/24","gateway":"10.1.1.1","pool":"10.1.1.128/25","routers":["edge1"]}"#;
+        let segment: Segment = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&segment).unwrap(), json);
+        let half = json.replace("\"gateway\":\"10.1.1.1\",", "");
+        assert!(serde_json::from_str::<Segment>(&half).is_err());
+    }
+
+    #[test]
+    fn mistakes_of_ipv6_are_named() {
+        let cases = [
+            (
+                "pool_ipv6 = \"2001:db8:1:0:f::/80\"\n",
+                "",
+                "t.toml:10:15: segment rack1 lacks `pool_ipv6`; add what is missing for IPv6, or remove all of it",
+            ),
+            (
+                "\"2001:db8:1::/64\"",
+                "\"10.1.3.0/24\"",
+                "t.toml:10:15: `10.1.3.0/24` is not an IPv6 prefix; write an address and a length, such as 2001:db8:1::/64",
+            ),
+            (
+                "fe80::1",
+                "2001:db8:3::1",
+                "t.toml:11:16: gateway 2001:db8:3::1 of segment rack1 is no host's address in 2001:db8:1::/64; write the address that its hosts use as gateway, which may be link-local",
+            ),
+            (
+                "\"2001:db8:2:1::/64\"",
+                "\"2001:db8:2:2::/63\"",
+                "t.toml:18:13: IPv6 pool 2001:db8:2:2::/63 is shorter than a /64 (segment rack2); use a pool of length 64 to 128: a locator pool lies in one /64",
+            ),
+            (
+                "prefix_ipv6 = \"2001:db8:2::/56\"\ngateway_ipv6 = \"2001:db8:2::1\"\npool_ipv6 = \"2001:db8:2:1::/64\"",
+                "prefix_ipv6 = \"2001:db8:1:0:1::/80\"\ngateway_ipv6 = \"2001:db8:1:0:1::1\"\npool_ipv6 = \"2001:db8:1:0:1:f::/96\"",
+                "t.toml:16:15: prefix 2001:db8:1:0:1::/80 of segment rack2 overlaps 2001:db8:1::/64 of segment rack1; give each segment a prefix of its own",
+            ),
+            (
+                "2001:db8:2::/56",
+                "fe80::/64",
+                "t.toml:16:15: prefix fe80::/64 of segment rack2 is not routed; use a global prefix, or a unique local one (fd00::/8)",
+            ),
+        ];
+        for (good, bad, expected) in cases {
+            assert!(DUAL.contains(good), "{good}");
+            let error = Topology::parse("t.toml", &DUAL.replacen(good, bad, 1)).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn pools_in_the_same_64_are_refused() {
+        let text = DUAL
+            .replace("2001:db8:1::/64", "2001:db8:1::/80")
+            .replace("2001:db8:1:0:f::/80", "2001:db8:1::f:0:0/96")
+            .replace("2001:db8:2::/56", "2001:db8:1:0:1::/80")
+            .replace("2001:db8:2::1", "2001:db8:1:0:1::1")
+            .replace("2001:db8:2:1::/64", "2001:db8:1:0:1:f::/96");
+        let error = Topology::parse("t.toml", &text).unwrap_err();
+        assert!(error.problem.contains("in the same /64 as pool"), "{error}");
+        assert_eq!((error.line, error.column), (18, 13));
+    }
+
+    #[test]
+    fn a_segment_without_addresses_is_refused() {
+        let text = GOOD.replace(
+            "prefix = \"10.1.1.0/24\"\ngateway = \"10.1.1.1\"\npool = \"10.1.1.128/25\"\n",
+            "",
+        );
+        let error = Topology::parse("t.toml", &text).unwrap_err();
+        assert!(error.problem.contains("has no prefix"), "{error}");
+        assert!(error.remedy.contains("prefix_ipv6"), "{error}");
     }
 
     #[test]

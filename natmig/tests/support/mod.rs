@@ -10,13 +10,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use natmig::{
     agent::{self, Identity, Tables},
     controller::{self, ControllerConfig, ControllerError},
@@ -64,18 +64,27 @@ name = "rack1"
 prefix = "10.1.1.0/24"
 gateway = "10.1.1.1"
 pool = "10.1.1.128/25"
+prefix_ipv6 = "2001:db8:1::/64"
+gateway_ipv6 = "fe80::1"
+pool_ipv6 = "2001:db8:1:0:f::/80"
 routers = ["edge1"]
 [[segment]]
 name = "rack2"
 prefix = "10.1.2.0/24"
 gateway = "10.1.2.1"
 pool = "10.1.2.128/25"
+prefix_ipv6 = "2001:db8:2::/64"
+gateway_ipv6 = "fe80::1"
+pool_ipv6 = "2001:db8:2:0:f::/80"
 routers = ["edge2"]
 [[segment]]
 name = "rack3"
 prefix = "10.1.3.0/24"
 gateway = "10.1.3.1"
 pool = "10.1.3.252/30"
+prefix_ipv6 = "2001:db8:3::/64"
+gateway_ipv6 = "fe80::1"
+pool_ipv6 = "2001:db8:3:0:f::/80"
 routers = ["edge3"]
 "#;
 
@@ -84,9 +93,9 @@ pub const ROUTERS: [&str; 4] = ["edge1", "edge2", "edge3", "core1"];
 /// What a router keeps while its agent restarts.
 #[derive(Debug, Default)]
 pub struct Memory {
-    pub table: BTreeMap<Ipv4Addr, Rule>,
+    pub table: BTreeMap<IpAddr, Rule>,
     pub held: BTreeMap<TransactionId, (Changes, Option<u64>)>,
-    pub pools: Vec<Ipv4Net>,
+    pub pools: Vec<IpNet>,
     pub term: u64,
     /// Commands carried out, by kind.
     pub log: Vec<String>,
@@ -186,7 +195,7 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn retire(&mut self, addresses: &[Ipv4Addr]) -> Result<(), RouterError> {
+    fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
         let mut memory = self.enter("retire");
         for address in addresses {
             memory.table.remove(address);
@@ -194,7 +203,7 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn replace(&mut self, rules: &BTreeMap<Ipv4Addr, Rule>) -> Result<(), RouterError> {
+    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError> {
         let mut memory = self.enter("replace");
         memory.table = rules.clone();
         Ok(())
@@ -223,7 +232,7 @@ impl Tables for MemoryTables {
         digest(memory.table.iter().map(|(address, rule)| (*address, rule)))
     }
 
-    fn set_pools(&mut self, pools: &[Ipv4Net]) -> Result<(), RouterError> {
+    fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError> {
         self.enter("set_pools").pools = pools.to_vec();
         Ok(())
     }
@@ -435,9 +444,10 @@ impl Fabric {
             let mut expected = std::collections::BTreeSet::new();
             for vm in vms {
                 let place = vm.place.as_ref().unwrap();
-                if !place.locator.is_empty() {
-                    expected.insert(ipv4(&place.locator));
-                    expected.insert(ipv4(&vm.vm.as_ref().unwrap().identity));
+                if !place.locators.is_empty() {
+                    let identities = &vm.vm.as_ref().unwrap().identities;
+                    let addresses = place.locators.iter().chain(identities);
+                    expected.extend(addresses.map(|bytes| address(bytes)));
                 }
             }
             let bound: std::collections::BTreeSet<_> = memory.table.keys().copied().collect();
@@ -449,8 +459,10 @@ impl Fabric {
     }
 }
 
-pub fn ipv4(bytes: &[u8]) -> Ipv4Addr {
-    <[u8; 4]>::try_from(bytes).unwrap().into()
+pub fn address(bytes: &[u8]) -> IpAddr {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .unwrap()
 }
 
 pub async fn connect(socket: &Path) -> Client {
@@ -464,10 +476,18 @@ pub async fn connect(socket: &Path) -> Client {
         .max_encoding_message_size(natmig::proto::MESSAGE_LIMIT)
 }
 
+/// An address in the first rack.
+fn ipv6(last: u8) -> Vec<u8> {
+    let mut address = vec![0x20, 0x01, 0x0d, 0xb8, 0, 1];
+    address.resize(15, 0);
+    address.push(last);
+    address
+}
+
 pub fn vm(name: &str, last: u8) -> v1::Vm {
     v1::Vm {
         name: name.to_owned(),
-        identity: vec![10, 1, 1, last],
+        identities: vec![vec![10, 1, 1, last], ipv6(last)],
         mac: vec![2, 0, 0, 0, 0, last],
         home: "rack1".to_owned(),
     }

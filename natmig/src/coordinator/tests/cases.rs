@@ -1,9 +1,13 @@
 //! One test for each case, by name. [`World`] walks packets after every step of each.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use super::world::World;
 use crate::{
+    addresses::Addresses,
     coordinator::{
         Activation, Command, Phase, Progress, Refusal, RefusalKind, Reply, Request, Timestamp,
         Unreachable,
@@ -65,8 +69,11 @@ fn move_on_forwards_from_the_previous_edge_until_retired() {
         .iter()
         .find_map(|it| it.draining.first())
         .unwrap();
-    let rule = world.routers[&name("edge2a")].rule(old.locator);
-    assert!(matches!(rule, Rule::Forward { .. }));
+    assert_eq!(old.locators.iter().count(), 2);
+    for locator in old.locators.iter() {
+        let rule = world.routers[&name("edge2a")].rule(locator);
+        assert!(matches!(rule, Rule::Forward { .. }));
+    }
     world.pass(Duration::from_secs(6));
     world.deliver_all();
     assert_eq!(world.phase(id), Phase::Done);
@@ -103,7 +110,8 @@ fn a_vm_moves_on_while_its_old_locators_drain() {
         assert_eq!(world.place("vm1"), rack);
     }
     let view = world.coordinator.vm(&VmName::new("vm1")).unwrap();
-    assert_eq!(view.draining.len(), 3);
+    // Three bindings of two families.
+    assert_eq!(view.draining.len(), 6);
     world.run();
     world.check_final();
 }
@@ -193,9 +201,11 @@ fn a_busy_vm_is_refused() {
 #[test]
 fn an_exhausted_pool_refuses_the_whole_group() {
     let topology = topology(&[&["edge1"], &["edge2"]]);
-    let vms: Vec<Vm> = (1..=9).map(|number| vm(number, 1)).collect();
+    // All of them have both families.
+    let numbers = [1, 2, 5, 7, 10, 11, 13, 14, 17];
+    let vms: Vec<Vm> = numbers.map(|number| vm(number, 1)).into();
     let mut world = World::connected(topology, &vms);
-    let names: Vec<String> = (1..=9).map(|number| format!("vm{number}")).collect();
+    let names = numbers.map(|number| format!("vm{number}"));
     let all: Vec<_> = names.iter().map(|vm| (vm.as_str(), "rack2")).collect();
     let before = world.store.clone();
     let refusal = world.migrate(&all).unwrap_err();
@@ -607,6 +617,11 @@ fn stale_replies_are_ignored() {
     assert_eq!(world.phase(id), Phase::Prepared);
 }
 
+fn disjoint(one: Addresses, other: Addresses) -> bool {
+    assert_eq!([one, other].map(|it| it.iter().count()), [2, 2]);
+    one.iter().all(|locator| !other.contains(locator))
+}
+
 #[test]
 fn a_locator_of_an_aborted_migration_waits_for_the_router_that_may_hold_it() {
     let mut world = world();
@@ -629,13 +644,8 @@ fn a_locator_of_an_aborted_migration_waits_for_the_router_that_may_hold_it() {
             Unreachable::Wait,
         )
         .unwrap();
-    let locator = |world: &World, id| {
-        world.coordinator.migration(id).unwrap().vms[0]
-            .to
-            .locator
-            .unwrap()
-    };
-    assert_ne!(locator(&world, id), locator(&world, other));
+    let locators = |world: &World, id| world.coordinator.migration(id).unwrap().vms[0].to.locators;
+    assert!(disjoint(locators(&world, id), locators(&world, other)));
     world.run();
     assert_eq!(world.phase(other), Phase::Done);
     assert!(!world.routers[&name("core1")].holds(id));
@@ -656,7 +666,7 @@ fn a_silent_router_holds_back_retiring_and_the_locator() {
     world.pass(Duration::from_hours(1));
     let view = world.coordinator.migration(id).unwrap();
     assert_eq!(view.waiting_for, [name("core1")]);
-    let old = view.vms[0].from.locator.unwrap();
+    let old = view.vms[0].from.locators;
     let other = world
         .migrate_with(
             &[("vm2", "rack2")],
@@ -666,8 +676,8 @@ fn a_silent_router_holds_back_retiring_and_the_locator() {
         .unwrap();
     let given = world.coordinator.migration(other).unwrap().vms[0]
         .to
-        .locator;
-    assert_ne!(given, Some(old));
+        .locators;
+    assert!(disjoint(given, old));
     world.run();
     assert_eq!(world.phase(id), Phase::Done);
     world.check_final();
@@ -694,6 +704,10 @@ fn a_vm_is_removed_only_at_home() {
     world.check_final();
 }
 
+fn ipv6(address: &str) -> Addresses {
+    address.parse::<Ipv6Addr>().unwrap().into()
+}
+
 #[test]
 fn bad_vms_are_refused_all_together() {
     let mut world = world();
@@ -705,11 +719,17 @@ fn bad_vms_are_refused_all_together() {
         vm
     };
     let bad = [
-        with(|vm| vm.identity = [10, 1, 2, 8].into()),
-        with(|vm| vm.identity = [10, 1, 1, 250].into()),
-        with(|vm| vm.identity = [10, 1, 1, 1].into()),
-        with(|vm| vm.identity = [10, 1, 1, 255].into()),
-        with(|vm| vm.identity = [10, 1, 1, 11].into()),
+        with(|vm| vm.identities = Ipv4Addr::new(10, 1, 2, 8).into()),
+        with(|vm| vm.identities = Ipv4Addr::new(10, 1, 1, 250).into()),
+        with(|vm| vm.identities = Ipv4Addr::new(10, 1, 1, 1).into()),
+        with(|vm| vm.identities = Ipv4Addr::new(10, 1, 1, 255).into()),
+        with(|vm| vm.identities = Ipv4Addr::new(10, 1, 1, 11).into()),
+        with(|vm| vm.identities = ipv6("2001:db8:2::8")),
+        with(|vm| vm.identities = ipv6("2001:db8:1::f9")),
+        with(|vm| vm.identities = ipv6("2001:db8:1::1")),
+        with(|vm| vm.identities = ipv6("2001:db8:1::")),
+        with(|vm| vm.identities = ipv6("2001:db8:1::b")),
+        with(|vm| vm.identities = Addresses::default()),
         with(|vm| vm.home = "rack9".into()),
         with(|vm| vm.mac = self::vm(1, 1).mac),
         with(|vm| vm.name = "vm1".into()),
@@ -801,28 +821,33 @@ fn views_survive_json() {
     let routers = serde_json::to_string(&world.coordinator.routers()).unwrap();
     assert!(routers.contains(r#""in_sync":true"#));
     let vms = serde_json::to_string(&world.coordinator.vms()).unwrap();
-    assert!(vms.contains(r#""locator":"10.1.2.248""#));
+    assert!(vms.contains(r#""locators":["10.1.2.248","2001:db8:2::f8"]"#));
 }
 
 #[test]
 fn a_thousand_vms_move_as_one() {
     let mut topology = topology(&[&["edge1"], &["edge2a", "edge2b"], &["edge3"]]);
     for (number, segment) in (1_u8..).zip(topology.segments.values_mut()) {
-        segment.prefix = format!("10.{number}.0.0/16").parse().unwrap();
-        segment.gateway = [10, number, 0, 1].into();
-        segment.pool = format!("10.{number}.128.0/17").parse().unwrap();
+        segment.subnets[0].prefix = format!("10.{number}.0.0/16").parse().unwrap();
+        segment.subnets[0].gateway = [10, number, 0, 1].into();
+        segment.subnets[0].pool = format!("10.{number}.128.0/17").parse().unwrap();
+        segment.subnets[1].pool = format!("2001:db8:{number}:0:f::/80").parse().unwrap();
     }
     let vms: Vec<Vm> = (0..1000_u16)
         .map(|index| {
             let [high, low] = (index + 256).to_be_bytes();
+            let identities: [IpAddr; 2] = [
+                Ipv4Addr::new(10, 1, high, low).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, index).into(),
+            ];
             Vm {
                 name: VmName::new(format!("vm{index}")),
-                identity: [10, 1, high, low].into(),
+                identities: Addresses::collect(identities).unwrap(),
                 mac: crate::rule::MacAddress([2, 0, 0, 0, high, low]),
                 home: "rack1".into(),
             }
         })
-        .filter(|vm| vm.identity.octets()[3] != 255)
+        .filter(|vm| vm.mac.0[5] != 255)
         .collect();
     let mut world = World::bare(topology.clone());
     world.checked = false;

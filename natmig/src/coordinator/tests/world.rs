@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use crate::{
     model::{Place, Routers, Start, Walk, fabric, starts},
     names::{RouterName, SegmentName, VmName},
     planner::{self, Move, Vm, VmState},
-    rule::{Rule, TransactionId},
+    rule::{Attachment, Rule, TransactionId},
     topology::Topology,
 };
 
@@ -387,7 +387,8 @@ impl World {
                     let after: BTreeMap<_, _> = planner::rules(&self.topology, &step.after, name)
                         .into_iter()
                         .collect();
-                    let addresses = step.after.locators().chain([step.after.vm.identity]);
+                    let identities = step.after.vm.identities.iter();
+                    let addresses = step.after.locators().chain(identities);
                     for address in addresses {
                         assert_eq!(
                             router.rule(address),
@@ -467,26 +468,22 @@ impl World {
                 routers: &self.routers,
                 vm: &state.vm,
             };
-            let mut walks: Vec<(RouterName, Start, Ipv4Addr)> =
-                starts(&self.topology, &self.routers, &state.vm)
-                    .into_iter()
-                    .map(|(router, start)| (router, start, state.vm.identity))
-                    .collect();
+            let mut walks: Vec<(RouterName, Start, IpAddr)> =
+                starts(&self.topology, &self.routers, &state.vm);
             for binding in bound.current.iter().chain(&bound.draining) {
-                for edge in self.topology.edges(&binding.segment) {
-                    if self.routers[&edge].forwards() {
-                        walks.push((edge, Start::Fabric, binding.locator));
-                    }
-                }
-                for (name, router) in &self.routers {
-                    if router.forwards() {
-                        check_source(name, router.rule(binding.locator), &state.vm);
-                        for rule in router.all_rules(binding.locator) {
-                            if *rule != Rule::Absent {
-                                check_source(name, rule, &state.vm);
-                            }
+                for locator in binding.locators.iter() {
+                    self.check_locator(locator, &state.vm);
+                    for edge in self.topology.edges(&binding.segment) {
+                        if self.routers[&edge].forwards() {
+                            walks.push((edge, Start::Fabric, locator));
                         }
                     }
+                }
+            }
+            for (name, router) in &self.routers {
+                let mut places = state.vm.identities.iter().map(|it| place(router.rule(it)));
+                if let (Some(one), Some(other)) = (places.next(), places.next()) {
+                    assert_eq!(one, other, "families of {} differ at {name}", state.vm.name);
                 }
             }
             let count = walks.len();
@@ -509,6 +506,20 @@ impl World {
         }
     }
 
+    /// Every router knows whose locator it is.
+    fn check_locator(&self, locator: IpAddr, vm: &Vm) {
+        for (name, router) in &self.routers {
+            if router.forwards() {
+                check_source(name, router.rule(locator), vm);
+                for rule in router.all_rules(locator) {
+                    if *rule != Rule::Absent {
+                        check_source(name, rule, vm);
+                    }
+                }
+            }
+        }
+    }
+
     /// Whether the VM's home edges and previous edges have committed.
     fn is_anchored(&self, step: &Move) -> bool {
         let mut anchors = self.topology.edges(&step.after.vm.home);
@@ -518,8 +529,11 @@ impl World {
             let after: BTreeMap<_, _> = planner::rules(&self.topology, &step.after, &name)
                 .into_iter()
                 .collect();
-            let rule = after.get(&step.after.vm.identity).unwrap_or(&Rule::Absent);
-            !router.forwards() || router.rule(step.after.vm.identity) == rule
+            let mut identities = step.after.vm.identities.iter();
+            let has_committed = identities.all(|identity| {
+                router.rule(identity) == after.get(&identity).unwrap_or(&Rule::Absent)
+            });
+            !router.forwards() || has_committed
         })
     }
 
@@ -556,8 +570,8 @@ fn check_source(router: &RouterName, rule: &Rule, vm: &Vm) {
     match rule {
         Rule::Deliver { identity, .. }
         | Rule::Forward { identity, .. }
-        | Rule::Known { identity } => assert_eq!(
-            *identity, vm.identity,
+        | Rule::Known { identity } => assert!(
+            vm.identities.contains(*identity),
             "{router} takes a locator of {} for another VM's",
             vm.name
         ),
@@ -565,4 +579,14 @@ fn check_source(router: &RouterName, rule: &Rule, vm: &Vm) {
             panic!("{router} does not know a locator of {}: {rule:?}", vm.name)
         }
     }
+}
+
+/// What a rule of an identity says of its place, whatever the family.
+fn place(rule: &Rule) -> (std::mem::Discriminant<Rule>, Option<&Attachment>) {
+    let at = match rule {
+        Rule::Local { at, .. } => Some(at),
+        Rule::Away { home, .. } => home.as_ref(),
+        Rule::Absent | Rule::Deliver { .. } | Rule::Forward { .. } | Rule::Known { .. } => None,
+    };
+    (std::mem::discriminant(rule), at)
 }

@@ -1,0 +1,143 @@
+//! Recording packets for a tracer: the maps and helpers around `natmig_ebpf::trace`.
+//!
+//! Nothing in here runs while nothing is traced. The frame's first bytes are kept when it comes in;
+//! what became of it decides whether an event is made of them.
+
+use core::{arch::asm, ptr::addr_of_mut};
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::{
+        bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_get_buff_len,
+        bpf_xdp_load_bytes,
+    },
+};
+use natmig_common::{TRACE_SNAP, TraceEvent};
+use natmig_ebpf::{Outcome, Scratch, trace};
+
+use crate::{activity::Active, atomic::fetch_add, maps};
+
+/// What a CPU keeps of the packet that it is processing.
+#[repr(C)]
+pub(crate) struct Record {
+    /// The packet's number, as its CPU's activity has it: what is kept is of no other packet.
+    number: u64,
+    event: TraceEvent,
+}
+
+/// Keeps the frame as it comes in, if it is of the sample.
+#[inline(never)]
+pub(crate) fn begin(context: *mut xdp_md, active: &Active) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now >= active.traced_until() {
+        // The tracer is gone, and did not switch tracing off.
+        active.end_trace();
+        return;
+    }
+    let (Some(filter), Some(record)) = (maps::TRACE.get(0), maps::RECORD.get_ptr_mut(0)) else {
+        return;
+    };
+    // SAFETY: the helper has no preconditions.
+    if unsafe { bpf_get_prandom_u32() } > filter.sample {
+        return;
+    }
+    // SAFETY: the record is this CPU's own, and the context the program's.
+    unsafe {
+        let event = addr_of_mut!((*record).event);
+        (*event).time = now;
+        (*event).length_before = bpf_xdp_get_buff_len(context) as u32;
+        (*event).kept_before = keep(
+            context,
+            addr_of_mut!((*event).packet_before),
+            (*event).length_before,
+            filter.snap,
+        );
+        (*record).number = active.number();
+    }
+}
+
+/// Makes an event of the frame, if it was kept and the filter wants it.
+#[inline(always)]
+pub(crate) fn end(context: *mut xdp_md, active: &Active, scratch: &Scratch, outcome: Outcome) {
+    let action = match outcome {
+        Outcome::Pass(..) => xdp_action::XDP_PASS,
+        Outcome::Drop(..) => xdp_action::XDP_DROP,
+        Outcome::Reply(..) => xdp_action::XDP_TX,
+        Outcome::Redirect(..) => xdp_action::XDP_REDIRECT,
+    };
+    let verdict = u32::from(outcome.counter().raw()) | action << 8;
+    record(
+        context,
+        active,
+        scratch,
+        verdict,
+        trace::egress(scratch, outcome),
+    );
+}
+
+/// As [`end`]: a function of the program takes five words at most, so verdict and action are one.
+#[inline(never)]
+fn record(context: *mut xdp_md, active: &Active, scratch: &Scratch, verdict: u32, egress: u32) {
+    let (Some(filter), Some(record)) = (maps::TRACE.get_ptr_mut(0), maps::RECORD.get_ptr_mut(0))
+    else {
+        return;
+    };
+    // SAFETY: the record is this CPU's own; the context is the program's; the filter does not change
+    // while anything is traced, but for its count of lost events.
+    unsafe {
+        if (*record).number != active.number() {
+            return;
+        }
+        let event = &mut (*record).event;
+        event.counter = verdict as u8;
+        event.action = (verdict >> 8) as u8;
+        event.ingress = scratch.link.ingress;
+        event.egress = egress;
+        event.counters = trace::counters(scratch, event.counter);
+        event.cpu = bpf_get_smp_processor_id() as u16;
+        event.length_after = 0;
+        event.kept_after = 0;
+        if u32::from(event.action) != xdp_action::XDP_DROP {
+            event.length_after = bpf_xdp_get_buff_len(context) as u32;
+            event.kept_after = keep(
+                context,
+                addr_of_mut!(event.packet_after),
+                event.length_after,
+                (*filter).snap,
+            );
+        }
+        trace::addresses(&event.packet_before, event.kept_before, &mut event.before);
+        trace::addresses(&event.packet_after, event.kept_after, &mut event.after);
+        if !trace::wants(&*filter, event) {
+            return;
+        }
+        if maps::EVENTS.output::<TraceEvent>(&*event, 0).is_err() {
+            fetch_add(addr_of_mut!((*filter).lost), 1);
+        }
+    }
+}
+
+/// Copies a frame's first bytes; how many.
+///
+/// # Safety
+///
+/// `context` must be the program's, `bytes` memory of a map.
+#[inline(always)]
+unsafe fn keep(context: *mut xdp_md, bytes: *mut [u8; TRACE_SNAP], length: u32, snap: u32) -> u16 {
+    let mut count = u64::from(length.min(snap));
+    // In assembly: the compiler knows more of the number than the verifier, and would drop the bound.
+    // SAFETY: nothing but a register is touched.
+    unsafe {
+        asm!("{0} = {0}", inout(reg) count, options(pure, nomem, nostack, preserves_flags));
+    }
+    if count > TRACE_SNAP as u64 {
+        count = TRACE_SNAP as u64;
+    }
+    if count == 0 {
+        return 0;
+    }
+    // SAFETY: the caller vouches for both; `count` is at most the array's length.
+    let failed = unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), count as u32) };
+    if failed == 0 { count as u16 } else { 0 }
+}

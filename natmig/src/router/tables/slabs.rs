@@ -1,0 +1,277 @@
+//! Which entries are in use, by slabs of 256 in a row: a slab is free, a direct block, or holds
+//! single entries.
+
+use natmig_common::BLOCK_LENGTH;
+
+/// What a slab is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Free,
+    Singles,
+    Block,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slab {
+    /// Bits of entries in use, by their place in the slab.
+    used: [u64; 4],
+    purpose: Use,
+}
+
+impl Slab {
+    fn count(&self) -> u32 {
+        self.used.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// The slabs of one family.
+#[derive(Debug)]
+pub(super) struct Slabs {
+    slabs: Vec<Slab>,
+    capacity: u32,
+    /// Free slabs, and others.
+    free: Vec<u32>,
+    /// Slabs of singles with free entries, and others.
+    open: Vec<u32>,
+    /// Entries in use.
+    used: u32,
+}
+
+const fn slab_of(entry: u32) -> usize {
+    (entry / BLOCK_LENGTH) as usize
+}
+
+const fn bit_of(entry: u32) -> (usize, u64) {
+    let place = entry % BLOCK_LENGTH;
+    ((place / 64) as usize, 1 << (place % 64))
+}
+
+impl Slabs {
+    /// All entries free.
+    pub(super) fn new(capacity: u32) -> Self {
+        let free = Slab {
+            used: [0; 4],
+            purpose: Use::Free,
+        };
+        let mut slabs = vec![free; capacity.div_ceil(BLOCK_LENGTH) as usize];
+        let whole = capacity / BLOCK_LENGTH;
+        let mut open = Vec::new();
+        if let Some(last) = slabs.get_mut(whole as usize) {
+            // What is left over is too short for a block; entries beyond the end are never free.
+            last.purpose = Use::Singles;
+            for entry in capacity..(whole + 1) * BLOCK_LENGTH {
+                let (word, bit) = bit_of(entry);
+                last.used[word] |= bit;
+            }
+            open.push(whole);
+        }
+        Self {
+            slabs,
+            capacity,
+            free: (0..whole).rev().collect(),
+            open,
+            used: 0,
+        }
+    }
+
+    /// Number of entries.
+    pub(super) const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Entries in use.
+    pub(super) const fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// Whether 256 entries from `first` on can be a block.
+    pub(super) fn can_be_block(&self, first: u32) -> bool {
+        first.is_multiple_of(BLOCK_LENGTH)
+            && first
+                .checked_add(BLOCK_LENGTH)
+                .is_some_and(|end| end <= self.capacity)
+            && self.slabs[slab_of(first)].purpose == Use::Free
+    }
+
+    /// Whether an entry is in use.
+    pub(super) fn is_used(&self, entry: u32) -> bool {
+        let (word, bit) = bit_of(entry);
+        entry < self.capacity && self.slabs[slab_of(entry)].used[word] & bit != 0
+    }
+
+    /// Whether an entry is in a block.
+    pub(super) fn is_in_block(&self, entry: u32) -> bool {
+        self.slabs[slab_of(entry)].purpose == Use::Block
+    }
+
+    /// Entries in use in the slab of this one.
+    pub(super) fn count(&self, entry: u32) -> u32 {
+        self.slabs[slab_of(entry)].count()
+    }
+
+    /// Says that an entry is in use.
+    pub(super) fn mark(&mut self, entry: u32) {
+        let slab = slab_of(entry);
+        if self.slabs[slab].purpose == Use::Free {
+            self.slabs[slab].purpose = Use::Singles;
+            self.open.push(entry / BLOCK_LENGTH);
+        }
+        let (word, bit) = bit_of(entry);
+        if self.slabs[slab].used[word] & bit == 0 {
+            self.slabs[slab].used[word] |= bit;
+            self.used += 1;
+        }
+    }
+
+    /// Frees an entry.
+    pub(super) fn free(&mut self, entry: u32) {
+        let number = entry / BLOCK_LENGTH;
+        let slab = &mut self.slabs[number as usize];
+        let (word, bit) = bit_of(entry);
+        if slab.used[word] & bit == 0 {
+            return;
+        }
+        let full = slab.used == [u64::MAX; 4];
+        slab.used[word] &= !bit;
+        self.used -= 1;
+        if slab.purpose != Use::Singles {
+            return;
+        }
+        if slab.used == [0; 4] {
+            slab.purpose = Use::Free;
+            self.free.push(number);
+        } else if full {
+            self.open.push(number);
+        }
+    }
+
+    /// Takes a free single entry; `None` if there is none. It is in use.
+    pub(super) fn take_single(&mut self) -> Option<u32> {
+        loop {
+            let Some(number) = self.open.last().copied() else {
+                let number = self.take_slab(Use::Singles)?;
+                self.open.push(number);
+                continue;
+            };
+            let slab = &self.slabs[number as usize];
+            let place = (0..4_u32).find_map(|word| {
+                let free = !slab.used[word as usize];
+                (free != 0).then(|| word * 64 + free.trailing_zeros())
+            });
+            match place {
+                Some(place) if slab.purpose == Use::Singles => {
+                    let entry = number * BLOCK_LENGTH + place;
+                    self.mark(entry);
+                    return Some(entry);
+                }
+                Some(_) | None => {
+                    self.open.pop();
+                }
+            }
+        }
+    }
+
+    fn take_slab(&mut self, purpose: Use) -> Option<u32> {
+        while let Some(number) = self.free.pop() {
+            let slab = &mut self.slabs[number as usize];
+            if slab.purpose == Use::Free {
+                slab.purpose = purpose;
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Takes a free slab to be a block; its first entry.
+    pub(super) fn take_block(&mut self) -> Option<u32> {
+        Some(self.take_slab(Use::Block)? * BLOCK_LENGTH)
+    }
+
+    /// Says that a free slab is a block.
+    pub(super) fn mark_block(&mut self, first: u32) {
+        self.slabs[slab_of(first)].purpose = Use::Block;
+    }
+
+    /// Makes a block a slab of singles, or a free one if it is empty.
+    pub(super) fn release_block(&mut self, first: u32) {
+        let number = first / BLOCK_LENGTH;
+        let slab = &mut self.slabs[number as usize];
+        if slab.used == [0; 4] {
+            slab.purpose = Use::Free;
+            self.free.push(number);
+        } else {
+            slab.purpose = Use::Singles;
+            self.open.push(number);
+        }
+    }
+
+    /// The block with the fewest entries in use that is not full.
+    pub(super) fn emptiest_block(&self) -> Option<u32> {
+        (0..)
+            .zip(&self.slabs)
+            .filter(|(_, slab)| slab.purpose == Use::Block && slab.used != [u64::MAX; 4])
+            .min_by_key(|(_, slab)| slab.count())
+            .map(|(number, _)| number * BLOCK_LENGTH)
+    }
+
+    /// Blocks in which no entry is in use.
+    pub(super) fn empty_blocks(&self) -> Vec<u32> {
+        (0..)
+            .zip(&self.slabs)
+            .filter(|(_, slab)| slab.purpose == Use::Block && slab.used == [0; 4])
+            .map(|(number, _)| number * BLOCK_LENGTH)
+            .collect()
+    }
+
+    /// Entries in use, in ascending order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
+        (0_u32..).zip(&self.slabs).flat_map(|(number, slab)| {
+            (0..BLOCK_LENGTH)
+                .map(move |place| number * BLOCK_LENGTH + place)
+                .filter(|entry| {
+                    let (word, bit) = bit_of(*entry);
+                    *entry < self.capacity && slab.used[word] & bit != 0
+                })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_can_be_taken_once() {
+        for capacity in [1, 255, 256, 300, 1024, 1500] {
+            let mut slabs = Slabs::new(capacity);
+            let taken: std::collections::HashSet<u32> =
+                std::iter::from_fn(|| slabs.take_single()).collect();
+            assert_eq!(taken.len(), capacity as usize);
+            assert!(taken.iter().all(|entry| *entry < capacity));
+            assert_eq!(slabs.iter().count(), capacity as usize);
+            assert_eq!(slabs.take_block(), None);
+            for entry in &taken {
+                slabs.free(*entry);
+            }
+            assert_eq!(slabs.used(), 0);
+            let blocks = std::iter::from_fn(|| slabs.take_block()).count();
+            assert_eq!(blocks, (capacity / BLOCK_LENGTH) as usize);
+            let left = std::iter::from_fn(|| slabs.take_single()).count();
+            assert_eq!(left, (capacity % BLOCK_LENGTH) as usize);
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_given_up_lends_its_holes_to_singles() {
+        let mut slabs = Slabs::new(512);
+        let first = slabs.take_block().unwrap();
+        for place in 0..200 {
+            slabs.mark(first + place);
+        }
+        assert_eq!(std::iter::from_fn(|| slabs.take_single()).count(), 256);
+        assert_eq!(slabs.emptiest_block(), Some(first));
+        slabs.release_block(first);
+        assert_eq!(std::iter::from_fn(|| slabs.take_single()).count(), 56);
+        assert_eq!(slabs.used(), 512);
+    }
+}
