@@ -55,7 +55,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Load(args) => load::run(args),
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
-        Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Stats(args) => stats::run(&args),
         Subcommand::Trace(args) => trace::run(&args),
         Subcommand::Top(args) => top::run(&args),
         Subcommand::Doctor(args) => doctor::run(args),

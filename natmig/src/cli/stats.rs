@@ -56,7 +56,7 @@ enum Command {
     },
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     check_instance(&args.instance).map_err(anyhow::Error::msg)?;
     let reader = Reader::open(&args.instance)?;
     let interval = match args.interval {
@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let now = Sample::read(&reader, with_bindings)?;
         let report = Report {
-            args: &args,
+            args,
             before: before.as_ref(),
             now: &now,
         };
@@ -105,7 +105,7 @@ impl Report<'_> {
         match &self.args.command {
             Some(Command::Bindings { top }) => self.bindings(*top),
             // Counters are worth showing without the guard's as well.
-            None => self.interfaces(reader.guard()),
+            None => self.interfaces(&reader.guard()),
         }
     }
 
@@ -118,7 +118,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn interfaces(&self, guard: Result<Vec<GuardCounter>, RouterError>) -> anyhow::Result<()> {
+    fn interfaces(&self, guard: &Result<Vec<GuardCounter>, RouterError>) -> anyhow::Result<()> {
         let rates = self.before.map(|before| self.now.interface_rates(before));
         if self.args.json {
             let mut interfaces = serde_json::to_value(&self.now.interfaces)?;
