@@ -13,7 +13,9 @@ mod output;
 mod progress;
 mod router;
 mod stats;
+mod top;
 mod topology;
+mod trace;
 mod unload;
 mod vm;
 
@@ -35,6 +37,8 @@ enum Subcommand {
     Unload(unload::Args),
     Map(map::Args),
     Stats(stats::Args),
+    Trace(trace::Args),
+    Top(top::Args),
     Doctor(doctor::Args),
     Topology(topology::Args),
     Vm(vm::Args),
@@ -51,7 +55,9 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Load(args) => load::run(args),
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
-        Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Stats(args) => stats::run(&args),
+        Subcommand::Trace(args) => trace::run(&args),
+        Subcommand::Top(args) => top::run(&args),
         Subcommand::Doctor(args) => doctor::run(args),
         Subcommand::Topology(args) => topology::run(args),
         Subcommand::Vm(args) => vm::run(args),
