@@ -41,6 +41,13 @@ macro_rules! counters {
                 }
             }
 
+            /// What it counts, for people.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+
             /// What the counter says of a packet.
             pub const fn class(self) -> CounterClass {
                 match self {
@@ -124,6 +131,8 @@ counters! {
     TraceLost = 34 Step "trace_lost";
     /// Step: traffic by binding could not be added to the totals, and is not in any count.
     BindingTrafficLost = 35 Step "binding_traffic_lost";
+    /// A header is in a part of a multi-buffer frame that the program cannot see.
+    PassNotLinear = 36 Passed "pass_not_linear";
 }
 
 impl Counter {
