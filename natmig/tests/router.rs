@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     env,
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -147,12 +147,12 @@ fn in_place(test: impl FnOnce(&Place) + Send + 'static) {
     }
 }
 
-const IDENTITY: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 10);
-const VISITOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 20);
-const OLD_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 130);
-const NEW_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 131);
-const VISITOR_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 130);
-const VISITOR_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 1);
+const IDENTITY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 1, 10));
+const VISITOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 20));
+const OLD_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 130));
+const NEW_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 131));
+const VISITOR_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 1, 130));
+const VISITOR_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 1));
 const MOVE: TransactionId = TransactionId(7);
 const NEXT_MOVE: TransactionId = TransactionId(8);
 
@@ -163,19 +163,19 @@ fn at(last: u8) -> Attachment {
     }
 }
 
-fn away(locator: Ipv4Addr) -> Rule {
+fn away(locator: IpAddr) -> Rule {
     Rule::Away {
         locator,
         home: Some(at(0x10)),
     }
 }
 
-fn change(address: Ipv4Addr, rule: Rule) -> Change {
+fn change(address: IpAddr, rule: Rule) -> Change {
     Change { address, rule }
 }
 
 /// An identity of this segment is away, under its old locator.
-fn before() -> BTreeMap<Ipv4Addr, Rule> {
+fn before() -> BTreeMap<IpAddr, Rule> {
     BTreeMap::from([
         (IDENTITY, away(OLD_LOCATOR)),
         (OLD_LOCATOR, Rule::Known { identity: IDENTITY }),
@@ -214,7 +214,7 @@ fn changes() -> Changes {
     }
 }
 
-fn after() -> BTreeMap<Ipv4Addr, Rule> {
+fn after() -> BTreeMap<IpAddr, Rule> {
     let mut table = before();
     for change in changes().early.into_iter().chain(changes().pending) {
         let rule = match change.rule {
@@ -253,15 +253,15 @@ fn lines(count: u32) -> String {
     text
 }
 
-fn pair(number: u32) -> (Ipv4Addr, Ipv4Addr) {
+fn pair(number: u32) -> (IpAddr, IpAddr) {
     (
-        Ipv4Addr::from(0x0a02_0000 + number),
-        Ipv4Addr::from(0x6440_0000 + number),
+        Ipv4Addr::from(0x0a02_0000 + number).into(),
+        Ipv4Addr::from(0x6440_0000 + number).into(),
     )
 }
 
 /// What counts, as a packet sees it.
-fn effective(instance: &str) -> BTreeMap<Ipv4Addr, (&'static str, Option<Ipv4Addr>)> {
+fn effective(instance: &str) -> BTreeMap<IpAddr, (&'static str, Option<IpAddr>)> {
     let reader = Reader::open(instance).unwrap();
     reader
         .entries()
@@ -479,7 +479,7 @@ fn a_commit_is_announced_also_by_a_successor() {
         // Nobody knows whether the predecessor announced it.
         let Started { mut router, .. } = place.start();
         let announcements = router.take_announcements();
-        let mut announced: Vec<Ipv4Addr> = announcements
+        let mut announced: Vec<IpAddr> = announcements
             .iter()
             .map(|announcement| announcement.address)
             .collect();
@@ -511,7 +511,7 @@ fn an_abort_leaves_no_trace() {
             mac: MacAddress([2; 6]),
         };
         wrong.pending.push(change(
-            Ipv4Addr::new(10, 9, 9, 9),
+            Ipv4Addr::new(10, 9, 9, 9).into(),
             Rule::Local {
                 locator: None,
                 at: nowhere,
@@ -590,7 +590,7 @@ fn the_kernels_routes_follow_the_transaction() {
         assert!(routes().contains("10.1.2.20 dev acc0"), "{}", routes());
 
         // The visitor leaves, the VM comes home.
-        let to = Ipv4Addr::new(10, 1, 3, 9);
+        let to = Ipv4Addr::new(10, 1, 3, 9).into();
         let return_home = Changes {
             early: Vec::new(),
             pending: vec![
@@ -615,7 +615,7 @@ fn the_kernels_routes_follow_the_transaction() {
             promiscuous(),
             "a VM that has just returned is still looked after"
         );
-        let all: Vec<Ipv4Addr> = router.table().into_keys().collect();
+        let all: Vec<IpAddr> = router.table().into_keys().collect();
         router.retire(&all).unwrap();
         assert!(router.table().is_empty());
         assert!(!promiscuous());
