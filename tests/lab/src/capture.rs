@@ -1,9 +1,10 @@
 //! Captures of every frame at every endpoint. No endpoint may ever see a locator, in any header:
-//! Ethernet payloads of ARP, IPv4, and the packets that ICMP errors quote.
+//! Ethernet payloads of ARP, IPv4 and IPv6, neighbour discovery, and the packets that ICMP errors
+//! quote.
 
 use std::{
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::{
     net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -42,7 +43,7 @@ pub struct Leak {
     /// The endpoint sent it, having learned the locator somewhere.
     pub outgoing: bool,
     /// The locator.
-    pub locator: Ipv4Addr,
+    pub locator: IpAddr,
     /// The field.
     pub field: &'static str,
     /// The flow that it belongs to.
@@ -181,7 +182,7 @@ enum Direction {
     Sent,
 }
 
-fn capture(taps: &[Tap], pools: &[Ipv4Net], flows: &[Flow], stop: &AtomicBool) -> Result<Findings> {
+fn capture(taps: &[Tap], pools: &[IpNet], flows: &[Flow], stop: &AtomicBool) -> Result<Findings> {
     let mut findings = Findings {
         leaked_by_flow: vec![0; flows.len()],
         ..Findings::default()
@@ -266,7 +267,7 @@ fn inspect(
     tap: &Tap,
     frame: &[u8],
     direction: Direction,
-    pools: &[Ipv4Net],
+    pools: &[IpNet],
     flows: &[Flow],
     findings: &mut Findings,
 ) {
@@ -331,7 +332,7 @@ impl Key {
 /// What a frame shows.
 #[derive(Debug, Default)]
 struct Seen {
-    addresses: Vec<(&'static str, Ipv4Addr)>,
+    addresses: Vec<(&'static str, IpAddr)>,
     key: Option<Key>,
     /// A datagram of ours.
     probe: bool,
@@ -343,9 +344,47 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
-fn address(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+fn address(bytes: &[u8], at: usize) -> Option<IpAddr> {
     let octets: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
     Some(octets.into())
+}
+
+fn address_ipv6(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+impl Seen {
+    fn add<const N: usize>(&mut self, fields: [(&'static str, Option<IpAddr>); N]) {
+        self.addresses.extend(
+            fields
+                .into_iter()
+                .filter_map(|(field, address)| Some((field, address?))),
+        );
+    }
+
+    /// Ports of a UDP or TCP header.
+    fn ports(&mut self, payload: &[u8], is_udp: bool, quoted: bool) {
+        self.key = word(payload, 0)
+            .zip(word(payload, 2))
+            .map(|(source, destination)| Key::Ports(source, destination));
+        self.probe = !quoted && is_udp && payload.get(8..12) == Some(&MAGIC);
+    }
+
+    /// An echo request or reply.
+    fn echo(&mut self, payload: &[u8], is_reply: bool, quoted: bool) {
+        self.key = word(payload, 4).map(Key::Echo);
+        self.reply = is_reply;
+        self.probe = !quoted && payload.get(8..12) == Some(&MAGIC);
+    }
+}
+
+fn names(quoted: bool) -> [&'static str; 2] {
+    if quoted {
+        ["quoted source", "quoted destination"]
+    } else {
+        ["source", "destination"]
+    }
 }
 
 fn dissect(frame: &[u8]) -> Seen {
@@ -357,37 +396,22 @@ fn dissect(frame: &[u8]) -> Seen {
     let rest = frame.get(at + 2..).unwrap_or_default();
     match word(frame, at) {
         Some(0x0800) => ipv4(rest, &mut seen, false),
-        Some(0x0806) => {
-            let fields = [
-                ("ARP sender", address(rest, 14)),
-                ("ARP target", address(rest, 24)),
-            ];
-            seen.addresses.extend(
-                fields
-                    .into_iter()
-                    .filter_map(|(field, address)| Some((field, address?))),
-            );
-        }
+        Some(0x86dd) => ipv6(rest, &mut seen, false),
+        Some(0x0806) => seen.add([
+            ("ARP sender", address(rest, 14)),
+            ("ARP target", address(rest, 24)),
+        ]),
         Some(_) | None => {}
     }
     seen
 }
 
 fn ipv4(packet: &[u8], seen: &mut Seen, quoted: bool) {
-    let names = if quoted {
-        ["quoted source", "quoted destination"]
-    } else {
-        ["source", "destination"]
-    };
-    let fields = [
-        (names[0], address(packet, 12)),
-        (names[1], address(packet, 16)),
-    ];
-    seen.addresses.extend(
-        fields
-            .into_iter()
-            .filter_map(|(field, address)| Some((field, address?))),
-    );
+    let [source, destination] = names(quoted);
+    seen.add([
+        (source, address(packet, 12)),
+        (destination, address(packet, 16)),
+    ]);
     let Some(&first) = packet.first() else { return };
     let fragment = word(packet, 6).unwrap_or(0) & 0x1fff;
     let payload = packet
@@ -397,24 +421,59 @@ fn ipv4(packet: &[u8], seen: &mut Seen, quoted: bool) {
         return;
     }
     match packet.get(9) {
-        Some(6 | 17) => {
-            seen.key = word(payload, 0)
-                .zip(word(payload, 2))
-                .map(|(source, destination)| Key::Ports(source, destination));
-            seen.probe =
-                !quoted && packet.get(9) == Some(&17) && payload.get(8..12) == Some(&MAGIC);
-        }
+        Some(protocol @ (6 | 17)) => seen.ports(payload, *protocol == 17, quoted),
         Some(1) => match payload.first() {
             Some(3 | 4 | 5 | 11 | 12) if !quoted => {
                 ipv4(payload.get(8..).unwrap_or_default(), seen, true);
             }
-            Some(kind @ (0 | 8)) => {
-                seen.key = word(payload, 4).map(Key::Echo);
-                seen.reply = *kind == 0;
-                seen.probe = !quoted && payload.get(8..12) == Some(&MAGIC);
-            }
+            Some(kind @ (0 | 8)) => seen.echo(payload, *kind == 0, quoted),
             Some(_) | None => {}
         },
+        Some(_) | None => {}
+    }
+}
+
+fn ipv6(packet: &[u8], seen: &mut Seen, quoted: bool) {
+    let [source, destination] = names(quoted);
+    seen.add([
+        (source, address_ipv6(packet, 8)),
+        (destination, address_ipv6(packet, 24)),
+    ]);
+    let Some(&next) = packet.get(6) else { return };
+    let (mut next, mut at) = (next, 40);
+    // Extension headers, as far as they have the common form; a fragment's has a fixed length.
+    while let 0 | 43 | 44 | 60 = next {
+        let Some(header) = packet.get(at..at + 8) else {
+            return;
+        };
+        if next == 44 && word(header, 2).unwrap_or(0) & 0xfff8 != 0 {
+            return;
+        }
+        at += if next == 44 {
+            8
+        } else {
+            8 + usize::from(header[1]) * 8
+        };
+        next = header[0];
+    }
+    let payload = packet.get(at..).unwrap_or_default();
+    match next {
+        6 | 17 => seen.ports(payload, next == 17, quoted),
+        58 => icmpv6(payload, seen, quoted),
+        _ => {}
+    }
+}
+
+fn icmpv6(message: &[u8], seen: &mut Seen, quoted: bool) {
+    match message.first() {
+        Some(1..=4) if !quoted => ipv6(message.get(8..).unwrap_or_default(), seen, true),
+        Some(kind @ (128 | 129)) => seen.echo(message, *kind == 129, quoted),
+        // Neighbour solicitation and advertisement.
+        Some(135 | 136) => seen.add([("ND target", address_ipv6(message, 8))]),
+        Some(137) => seen.add([
+            ("redirect target", address_ipv6(message, 8)),
+            ("redirect destination", address_ipv6(message, 24)),
+        ]),
         Some(_) | None => {}
     }
 }
@@ -425,6 +484,16 @@ mod tests {
 
     const HOST: [u8; 4] = [10, 1, 1, 50];
     const LOCATOR: [u8; 4] = [10, 1, 2, 128];
+    const HOST_IPV6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x50];
+    const LOCATOR_IPV6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 2, 0, 0, 0, 0x0f, 0, 0, 0, 0, 0, 0];
+
+    fn packet_ipv6(next: u8, source: [u8; 16], destination: [u8; 16], payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 0, next, 64];
+        packet.extend(source);
+        packet.extend(destination);
+        packet.extend(payload);
+        packet
+    }
 
     fn packet(protocol: u8, source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
@@ -442,11 +511,11 @@ mod tests {
     }
 
     fn fields(frame: &[u8]) -> Vec<&'static str> {
-        let locator = Ipv4Addr::from(LOCATOR);
+        let locators = [IpAddr::from(LOCATOR), IpAddr::from(LOCATOR_IPV6)];
         dissect(frame)
             .addresses
             .into_iter()
-            .filter(|(_, address)| *address == locator)
+            .filter(|(_, address)| locators.contains(address))
             .map(|(field, _)| field)
             .collect()
     }
@@ -472,6 +541,27 @@ mod tests {
         arp.extend([0; 6]);
         arp.extend(LOCATOR);
         assert_eq!(fields(&frame(0x0806, &arp)), ["ARP target"]);
+    }
+
+    #[test]
+    fn ipv6_locators_are_found_in_every_header() {
+        let fields = |packet: &[u8]| fields(&frame(0x86dd, packet));
+        let plain = packet_ipv6(17, LOCATOR_IPV6, HOST_IPV6, &[0; 8]);
+        assert_eq!(fields(&plain), ["source"]);
+        let plain = packet_ipv6(17, HOST_IPV6, LOCATOR_IPV6, &[0; 8]);
+        assert_eq!(fields(&plain), ["destination"]);
+        // Packet too big, behind a hop-by-hop header.
+        let mut error = vec![58, 0, 5, 2, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 5, 0];
+        error.extend(packet_ipv6(6, HOST_IPV6, LOCATOR_IPV6, &[0; 8]));
+        let error = packet_ipv6(0, HOST_IPV6, HOST_IPV6, &error);
+        assert_eq!(fields(&error), ["quoted destination"]);
+        let mut solicitation = vec![135, 0, 0, 0, 0, 0, 0, 0];
+        solicitation.extend(LOCATOR_IPV6);
+        let solicitation = packet_ipv6(58, HOST_IPV6, HOST_IPV6, &solicitation);
+        assert_eq!(fields(&solicitation), ["ND target"]);
+        for length in 0..error.len() {
+            dissect(&frame(0x86dd, &error[..length]));
+        }
     }
 
     #[test]

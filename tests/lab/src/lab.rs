@@ -102,18 +102,21 @@ impl Lab {
         fs::write(&file, natmig_topology(topology)?)?;
         daemons.client.ask(&["topology", "apply", path(&file)?])?;
         for vm in &topology.vms {
-            let (identity, mac) = (vm.address.to_string(), Topology::mac(vm.address));
-            daemons.client.ask(&[
+            let mac = Topology::mac(vm.address);
+            let identities: Vec<String> = vm.identities().map(|it| it.to_string()).collect();
+            let mut arguments = vec![
                 "vm",
                 "add",
                 &vm.name,
-                "--identity",
-                &identity,
                 "--mac",
                 &mac,
                 "--segment",
                 &vm.segment,
-            ])?;
+            ];
+            for identity in &identities {
+                arguments.extend(["--ip", identity]);
+            }
+            daemons.client.ask(&arguments)?;
         }
         for router in &topology.routers {
             let config = directory.join(format!("{}.toml", router.name));
@@ -429,6 +432,14 @@ fn natmig_topology(topology: &Topology) -> Result<String> {
             "[[segment]]\nname = {:?}\nprefix = \"{}\"\ngateway = \"{}\"\npool = \"{}\"\nrouters = {:?}",
             segment.name, segment.prefix, segment.gateway, segment.pool, segment.routers
         )?;
+        if let (Some(prefix), Some(gateway), Some(pool)) =
+            (segment.prefix_ipv6, segment.gateway_ipv6, segment.pool_ipv6)
+        {
+            writeln!(
+                text,
+                "prefix_ipv6 = \"{prefix}\"\ngateway_ipv6 = \"{gateway}\"\npool_ipv6 = \"{pool}\""
+            )?;
+        }
     }
     Ok(text)
 }
@@ -451,6 +462,12 @@ fn router_config(
             "[[interface]]\nname = {:?}\nrole = \"access\"\nsegment = {:?}\nprefix = \"{}\"\ngateway = \"{}\"",
             segment.name, segment.name, segment.prefix, segment.gateway
         )?;
+        if let (Some(prefix), Some(gateway)) = (segment.prefix_ipv6, segment.gateway_ipv6) {
+            writeln!(
+                text,
+                "prefix_ipv6 = \"{prefix}\"\ngateway_ipv6 = \"{gateway}\""
+            )?;
+        }
     }
     for link in topology.routed_links() {
         for end in link.ends.iter().filter(|end| end.node == router) {

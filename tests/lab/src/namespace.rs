@@ -36,6 +36,28 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Lets its interfaces have IPv6, from then on: at once and without questions to others (neither
+    /// duplicate address detection nor router solicitations), and as static as IPv4.
+    pub fn enable_ipv6(&self) -> Result<()> {
+        for what in ["all", "default"] {
+            let name = |setting: &str| format!("net.ipv6.conf.{what}.{setting}");
+            let settings = [
+                (name("accept_dad"), "0"),
+                (name("dad_transmits"), "0"),
+                (name("accept_ra"), "0"),
+                (name("router_solicitations"), "0"),
+                (name("keep_addr_on_down"), "1"),
+                (name("disable_ipv6"), "0"),
+            ];
+            let settings: Vec<_> = settings
+                .iter()
+                .map(|(name, value)| (name.as_str(), *value))
+                .collect();
+            self.sysctl(&settings)?;
+        }
+        Ok(())
+    }
+
     /// One that exists.
     pub fn open(name: &str) -> Result<Self> {
         let path = PathBuf::from(DIRECTORY).join(name);

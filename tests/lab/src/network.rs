@@ -4,11 +4,11 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::{
     net::if_::if_nametoindex,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, socket},
@@ -20,7 +20,7 @@ use crate::{
     device::{self, Attachment, PassProgram},
     namespace::{Namespace, ip, ip_force},
     routing::{self, Routes},
-    topology::{RoutedLink, Topology},
+    topology::{Endpoint, RoutedLink, Topology},
 };
 
 /// The management network, apart from everything else.
@@ -41,6 +41,19 @@ pub struct Network {
     places: BTreeMap<String, Option<String>>,
     /// Programs at the ends of links where routers' programs send to and none of natmig's is.
     attachments: Vec<Attachment>,
+}
+
+fn add_address(lines: &mut Lines, node: &str, address: IpNet, interface: &str) {
+    // Nobody else has it, and a lab does not wait until that is known.
+    let kind = match address {
+        IpNet::V4(address) if address.prefix_len() < 31 => " broadcast +",
+        IpNet::V4(_) => "",
+        IpNet::V6(_) => " nodad",
+    };
+    lines.add(
+        node,
+        format_args!("address add {address} dev {interface}{kind}"),
+    );
 }
 
 fn plug_node(vm: &str) -> String {
@@ -134,16 +147,22 @@ impl Network {
         for name in names {
             let namespace = Namespace::create(&format!("{}{name}", self.prefix))?;
             if self.topology.router(&name).is_some() {
+                namespace.enable_ipv6()?;
                 namespace.sysctl(&[
                     ("net.ipv4.ip_forward", "1"),
+                    ("net.ipv6.conf.all.forwarding", "1"),
                     ("net.ipv4.conf.all.rp_filter", "2"),
                     ("net.ipv4.conf.default.rp_filter", "2"),
                     ("net.ipv4.conf.all.send_redirects", "0"),
                     ("net.ipv4.conf.default.send_redirects", "0"),
                     // So that traceroute need not wait for its answers.
                     ("net.ipv4.icmp_ratelimit", "0"),
+                    ("net.ipv6.icmp.ratelimit", "0"),
                 ])?;
             } else {
+                if self.topology.endpoint(&name).is_some() {
+                    namespace.enable_ipv6()?;
+                }
                 namespace.sysctl(&[
                     ("net.ipv4.conf.all.rp_filter", "0"),
                     ("net.ipv4.conf.default.rp_filter", "0"),
@@ -233,10 +252,9 @@ impl Network {
         let topology = &self.topology;
         for link in &self.links {
             for end in &link.ends {
-                lines.add(
-                    &end.node,
-                    format_args!("address add {}/31 dev {}", end.address, end.interface),
-                );
+                for address in end.prefixes() {
+                    add_address(lines, &end.node, address, &end.interface);
+                }
                 lines.add(
                     &end.node,
                     format_args!("link set {} mtu {} up", end.interface, link.mtu),
@@ -244,14 +262,17 @@ impl Network {
             }
         }
         for segment in &topology.segments {
-            let (name, length) = (&segment.name, segment.prefix.prefix_len());
+            let name = &segment.name;
             for (index, router) in segment.routers.iter().enumerate() {
-                let address = Topology::access_address(segment, index);
-                let mac = Topology::mac(address);
-                lines.add(
-                    router,
-                    format_args!("address add {address}/{length} broadcast + dev {name}"),
-                );
+                let addresses = Topology::access_addresses(segment, index);
+                let ipv4 = addresses.iter().find_map(|address| match address {
+                    IpNet::V4(address) => Some(address.addr()),
+                    IpNet::V6(_) => None,
+                });
+                let mac = Topology::mac(ipv4.unwrap_or(segment.gateway));
+                for address in addresses {
+                    add_address(lines, router, address, name);
+                }
                 lines.add(router, format_args!("link set {name} address {mac} up"));
                 lines.add(name, format_args!("link set {router} master rack up"));
             }
@@ -276,29 +297,26 @@ impl Network {
 
     fn address_machines(&self, lines: &mut Lines) -> Result<()> {
         let topology = &self.topology;
-        let vms = topology
-            .vms
-            .iter()
-            .map(|vm| (&vm.name, &vm.segment, vm.address));
+        let vms = topology.vms.iter().map(|vm| (&vm.name, &vm.segment));
         let hosts = topology
             .hosts
             .iter()
-            .map(|host| (&host.name, &host.segment, host.address));
-        for (name, segment, address) in vms.chain(hosts) {
+            .map(|host| (&host.name, &host.segment));
+        for (name, segment) in vms.chain(hosts) {
             let segment = topology.segment(segment).context("checked when parsed")?;
-            let length = segment.prefix.prefix_len();
-            lines.add(
-                name,
-                format_args!("link set eth0 address {} up", Topology::mac(address)),
-            );
-            lines.add(
-                name,
-                format_args!("address add {address}/{length} broadcast + dev eth0"),
-            );
-            lines.add(
-                name,
-                format_args!("route add default via {}", segment.gateway),
-            );
+            let machine = topology.endpoint(name).context("checked when parsed")?;
+            let mac = Topology::mac(machine.address);
+            lines.add(name, format_args!("link set eth0 address {mac} up"));
+            for (address, prefix) in machine.addresses().zip(segment.prefixes()) {
+                let address = IpNet::new(address, prefix.prefix_len())?;
+                add_address(lines, name, address, "eth0");
+            }
+            for gateway in segment.gateways() {
+                lines.add(
+                    name,
+                    format_args!("route add default via {gateway} dev eth0"),
+                );
+            }
         }
         for host in &topology.hosts {
             lines.add(
@@ -315,10 +333,10 @@ impl Network {
             }
         }
         if let Some(outside) = &topology.outside {
-            lines.add(
-                &outside.name,
-                format_args!("address add {}/32 dev lo", outside.address),
-            );
+            let endpoint = topology.endpoint(&outside.name);
+            for address in endpoint.iter().flat_map(Endpoint::addresses) {
+                add_address(lines, &outside.name, address.into(), "lo");
+            }
         }
         Ok(())
     }
@@ -359,21 +377,19 @@ impl Network {
     /// nodes, whose kernel may have dropped routes by itself, all of them are written again.
     fn reroute(&mut self, touched: &[&str]) -> Result<()> {
         let tables = routing::routes(&self.topology, &self.links, &self.live);
-        let source = self
-            .topology
-            .outside
-            .as_ref()
-            .map(|outside| (outside.name.clone(), outside.address));
+        let outside = self.topology.outside.as_ref();
+        let outside = outside.and_then(|outside| self.topology.endpoint(&outside.name));
         for (node, new) in &tables {
             let mut old = self.tables.remove(node).unwrap_or_default();
             if touched.contains(&node.as_str()) {
                 old.values_mut().for_each(Vec::clear);
             }
-            let source = source
-                .as_ref()
-                .filter(|(name, _)| name == node)
-                .map(|(_, address)| *address);
-            ip_force(Some(self.node(node)?), &routing::batch(&old, new, source))?;
+            let sources: Vec<IpAddr> = outside
+                .iter()
+                .filter(|outside| outside.name == *node)
+                .flat_map(Endpoint::addresses)
+                .collect();
+            ip_force(Some(self.node(node)?), &routing::batch(&old, new, &sources))?;
         }
         self.tables = tables;
         Ok(())
@@ -454,7 +470,7 @@ impl Network {
     }
 
     /// Prefix of the pools that no endpoint may ever see.
-    pub fn pools(&self) -> Vec<Ipv4Net> {
+    pub fn pools(&self) -> Vec<IpNet> {
         self.topology.pools()
     }
 }

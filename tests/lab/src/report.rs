@@ -242,7 +242,9 @@ impl Observations {
             if silent {
                 violations.push(format!(
                     "{} {} → {} sent nothing",
-                    record.flow.kind, record.flow.from, record.flow.to
+                    record.flow.label(),
+                    record.flow.from,
+                    record.flow.to
                 ));
             }
         }

@@ -3,10 +3,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::topology::{RoutedLink, Topology};
 
@@ -14,13 +14,13 @@ use crate::topology::{RoutedLink, Topology};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHop {
     /// The neighbour's address.
-    pub via: Ipv4Addr,
+    pub via: IpAddr,
     /// The interface towards it.
     pub interface: String,
 }
 
 /// Next hops of one node by prefix.
-pub type Routes = BTreeMap<Ipv4Net, Vec<NextHop>>;
+pub type Routes = BTreeMap<IpNet, Vec<NextHop>>;
 
 /// Routes of every node that routes, from the live links (by index in `links`).
 pub fn routes(
@@ -55,9 +55,15 @@ pub fn routes(
                     let closer = distance
                         .get(&far.node)
                         .is_some_and(|theirs| theirs + 1 == *mine);
-                    if near.node == *node && closer {
+                    let family =
+                        |address: &IpNet| address.addr().is_ipv4() == prefix.addr().is_ipv4();
+                    let via = far.prefixes().find(family);
+                    if near.node == *node
+                        && closer
+                        && let Some(via) = via
+                    {
                         hops.push(NextHop {
-                            via: far.address,
+                            via: via.addr(),
                             interface: near.interface.clone(),
                         });
                     }
@@ -73,19 +79,24 @@ pub fn routes(
 }
 
 /// What can be reached, and the nodes that have it connected.
-fn destinations(topology: &Topology, links: &[RoutedLink]) -> BTreeMap<Ipv4Net, Vec<String>> {
+fn destinations(topology: &Topology, links: &[RoutedLink]) -> BTreeMap<IpNet, Vec<String>> {
     let mut destinations = BTreeMap::new();
     for segment in &topology.segments {
-        destinations.insert(segment.prefix.trunc(), segment.routers.clone());
+        for prefix in segment.prefixes() {
+            destinations.insert(prefix.trunc(), segment.routers.clone());
+        }
     }
     for link in links {
-        if let Ok(prefix) = Ipv4Net::new(link.ends[0].address, 31) {
+        for prefix in link.ends[0].prefixes() {
             let owners = link.ends.iter().map(|end| end.node.clone()).collect();
             destinations.insert(prefix.trunc(), owners);
         }
     }
     if let Some(outside) = &topology.outside {
-        destinations.insert(Ipv4Net::from(outside.address), vec![outside.name.clone()]);
+        let ipv6 = outside.address_ipv6.map(IpAddr::V6);
+        for address in std::iter::once(IpAddr::V4(outside.address)).chain(ipv6) {
+            destinations.insert(IpNet::from(address), vec![outside.name.clone()]);
+        }
     }
     destinations
 }
@@ -123,11 +134,10 @@ fn distances(
 }
 
 /// Lines for `ip -batch` that turn `old` into `new` without a moment in which a kept prefix has no route.
-pub fn batch(old: &Routes, new: &Routes, source: Option<Ipv4Addr>) -> String {
+///
+/// Packets of the node itself have the source of `sources` that is of the prefix' family.
+pub fn batch(old: &Routes, new: &Routes, sources: &[IpAddr]) -> String {
     let mut lines = String::new();
-    let source = source
-        .map(|address| format!(" src {address}"))
-        .unwrap_or_default();
     for (prefix, hops) in new {
         if old.get(prefix) == Some(hops) {
             continue;
@@ -136,6 +146,11 @@ pub fn batch(old: &Routes, new: &Routes, source: Option<Ipv4Addr>) -> String {
             .iter()
             .map(|hop| format!("nexthop via {} dev {}", hop.via, hop.interface))
             .collect();
+        let source = sources
+            .iter()
+            .find(|source| source.is_ipv4() == prefix.addr().is_ipv4())
+            .map(|address| format!(" src {address}"))
+            .unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = writeln!(
             lines,
@@ -171,6 +186,11 @@ mod tests {
         assert_eq!(hops(&tables, "agg1", "10.1.2.0/24"), ["edge2"]);
         assert_eq!(hops(&tables, "outside", "10.1.1.0/24"), ["core1", "core2"]);
         assert!(hops(&tables, "edge1", "10.1.1.0/24").is_empty());
+        assert_eq!(hops(&tables, "edge1", "2001:db8:3::/64"), ["agg1", "agg2"]);
+        assert_eq!(
+            hops(&tables, "agg1", "2001:db8:100::10/128"),
+            ["core1", "core2"]
+        );
     }
 
     #[test]

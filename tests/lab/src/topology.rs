@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
 /// The default topology, also readable as a file beside the sources.
@@ -25,6 +25,8 @@ pub struct Topology {
     pub quarantine: String,
     /// Fabric links take their /31 prefixes from here.
     pub links: Ipv4Net,
+    /// And their /127 prefixes from here, in a lab with IPv6.
+    pub links_ipv6: Option<Ipv6Net>,
     /// All routers.
     #[serde(rename = "router")]
     pub routers: Vec<Router>,
@@ -112,6 +114,12 @@ pub struct Segment {
     pub gateway: Ipv4Addr,
     /// Locators come from here.
     pub pool: Ipv4Net,
+    /// The subnet's IPv6 prefix.
+    pub prefix_ipv6: Option<Ipv6Net>,
+    /// The first router's IPv6 address in it, which may be link-local.
+    pub gateway_ipv6: Option<Ipv6Addr>,
+    /// IPv6 locators come from here.
+    pub pool_ipv6: Option<Ipv6Net>,
     /// One or two edge routers.
     pub routers: Vec<String>,
 }
@@ -126,6 +134,8 @@ pub struct Vm {
     pub segment: String,
     /// Its identity.
     pub address: Ipv4Addr,
+    /// Its IPv6 identity.
+    pub address_ipv6: Option<Ipv6Addr>,
     /// The group that it migrates with.
     pub group: Option<String>,
 }
@@ -140,6 +150,8 @@ pub struct Host {
     pub segment: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address_ipv6: Option<Ipv6Addr>,
 }
 
 /// The host beyond the fabric.
@@ -150,8 +162,12 @@ pub struct Outside {
     pub name: String,
     /// Its address, on its loopback, reached over all its links.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, likewise.
+    pub address_ipv6: Option<Ipv6Addr>,
     /// Its links take their /31 prefixes from here.
     pub links: Ipv4Net,
+    /// And their /127 prefixes from here.
+    pub links_ipv6: Option<Ipv6Net>,
     /// The routers that it is connected to.
     pub routers: Vec<String>,
 }
@@ -165,6 +181,18 @@ pub struct End {
     pub interface: String,
     /// The interface's address.
     pub address: Ipv4Addr,
+    /// The interface's IPv6 address.
+    pub address_ipv6: Option<Ipv6Addr>,
+}
+
+impl End {
+    /// Its addresses, with the lengths of the link's prefixes.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let ipv4 = IpNet::new(self.address.into(), 31).ok();
+        let ipv6 = self.address_ipv6.map(IpAddr::V6);
+        let ipv6 = ipv6.and_then(|address| IpNet::new(address, 127).ok());
+        ipv4.into_iter().chain(ipv6)
+    }
 }
 
 /// A routed point-to-point link with its addresses.
@@ -185,8 +213,52 @@ pub struct Endpoint {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address_ipv6: Option<Ipv6Addr>,
     /// Its interfaces.
     pub interfaces: Vec<String>,
+}
+
+impl Endpoint {
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        addresses(self.address, self.address_ipv6)
+    }
+}
+
+fn addresses(ipv4: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> + use<> {
+    std::iter::once(IpAddr::V4(ipv4)).chain(ipv6.map(IpAddr::V6))
+}
+
+impl Vm {
+    /// Its identities, IPv4 first.
+    pub fn identities(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        addresses(self.address, self.address_ipv6)
+    }
+}
+
+impl Segment {
+    /// Its prefixes, IPv4 first.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let ipv6 = self.prefix_ipv6.map(IpNet::V6);
+        std::iter::once(IpNet::V4(self.prefix)).chain(ipv6)
+    }
+
+    /// Its gateways, IPv4 first.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        addresses(self.gateway, self.gateway_ipv6)
+    }
+
+    /// Its pools, IPv4 first.
+    pub fn pools(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let ipv6 = self.pool_ipv6.map(IpNet::V6);
+        std::iter::once(IpNet::V4(self.pool)).chain(ipv6)
+    }
+
+    /// The prefix that contains an address.
+    fn prefix_of(&self, address: IpAddr) -> Option<IpNet> {
+        self.prefixes().find(|prefix| prefix.contains(&address))
+    }
 }
 
 impl Topology {
@@ -248,40 +320,57 @@ impl Topology {
                     segment.name
                 );
             }
+            for gateway in segment.gateways() {
+                let link_local =
+                    matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
+                ensure!(
+                    link_local || segment.prefix_of(gateway).is_some(),
+                    "segment {}: gateway outside of the prefix",
+                    segment.name
+                );
+            }
+            for pool in segment.pools() {
+                ensure!(
+                    segment.prefixes().any(|prefix| prefix.contains(&pool)),
+                    "segment {}: pool outside of the prefix",
+                    segment.name
+                );
+            }
+            let ipv6 = [
+                segment.prefix_ipv6.is_some(),
+                segment.gateway_ipv6.is_some(),
+                segment.pool_ipv6.is_some(),
+            ];
             ensure!(
-                segment.prefix.contains(&segment.gateway),
-                "segment {}: gateway outside of the prefix",
-                segment.name
-            );
-            ensure!(
-                segment.prefix.contains(&segment.pool),
-                "segment {}: pool outside of the prefix",
+                ipv6 == [ipv6[0]; 3],
+                "segment {}: IPv6 needs prefix_ipv6, gateway_ipv6 and pool_ipv6",
                 segment.name
             );
         }
-        let machines = (self
+        let vms = self
             .vms
             .iter()
-            .map(|vm| (&vm.name, &vm.segment, vm.address)))
-        .chain(
-            self.hosts
-                .iter()
-                .map(|host| (&host.name, &host.segment, host.address)),
-        );
-        for (name, segment, address) in machines {
+            .map(|vm| (&vm.name, &vm.segment, vm.address, vm.address_ipv6));
+        let hosts = self
+            .hosts
+            .iter()
+            .map(|host| (&host.name, &host.segment, host.address, host.address_ipv6));
+        for (name, segment, ipv4, ipv6) in vms.chain(hosts) {
             let Some(segment) = self.segment(segment) else {
                 bail!("{name}: no segment {segment}")
             };
-            ensure!(
-                segment.prefix.contains(&address),
-                "{name}: {address} is not in {}",
-                segment.name
-            );
-            ensure!(
-                !segment.pool.contains(&address),
-                "{name}: {address} is in the pool of {}",
-                segment.name
-            );
+            for address in addresses(ipv4, ipv6) {
+                ensure!(
+                    segment.prefix_of(address).is_some(),
+                    "{name}: {address} is not in {}",
+                    segment.name
+                );
+                ensure!(
+                    !segment.pools().any(|pool| pool.contains(&address)),
+                    "{name}: {address} is in the pool of {}",
+                    segment.name
+                );
+            }
         }
         for router in self.outside.iter().flat_map(|outside| &outside.routers) {
             ensure!(self.router(router).is_some(), "outside: no router {router}");
@@ -306,23 +395,25 @@ impl Topology {
 
     /// All routed links, with addresses that depend on the order in the file only.
     pub fn routed_links(&self) -> Vec<RoutedLink> {
-        fn pair(net: Ipv4Net, index: usize) -> [Ipv4Addr; 2] {
-            let first = u32::from(net.network()) + 2 * u32::try_from(index).unwrap_or(u32::MAX / 4);
-            [Ipv4Addr::from(first), Ipv4Addr::from(first + 1)]
+        type Pair = ([Ipv4Addr; 2], Option<[Ipv6Addr; 2]>);
+        fn pair(net: Ipv4Net, net_ipv6: Option<Ipv6Net>, index: usize) -> Pair {
+            let offset = 2 * u32::try_from(index).unwrap_or(u32::MAX / 4);
+            let first = u32::from(net.network()) + offset;
+            let ipv6 = net_ipv6.map(|net| {
+                let first = u128::from(net.network()) + u128::from(offset);
+                [first, first + 1].map(Ipv6Addr::from)
+            });
+            ([first, first + 1].map(Ipv4Addr::from), ipv6)
         }
-        fn link(
-            nodes: [&String; 2],
-            [a, b]: [Ipv4Addr; 2],
-            mtu: u32,
-            external: bool,
-        ) -> RoutedLink {
-            let end = |node: &String, peer: &String, address| End {
-                node: node.clone(),
-                interface: peer.clone(),
-                address,
+        fn link(nodes: [&String; 2], (ipv4, ipv6): Pair, mtu: u32, external: bool) -> RoutedLink {
+            let end = |own: usize, peer: usize| End {
+                node: nodes[own].clone(),
+                interface: nodes[peer].clone(),
+                address: ipv4[own],
+                address_ipv6: ipv6.map(|addresses| addresses[own]),
             };
             RoutedLink {
-                ends: [end(nodes[0], nodes[1], a), end(nodes[1], nodes[0], b)],
+                ends: [end(0, 1), end(1, 0)],
                 mtu,
                 external,
             }
@@ -330,7 +421,7 @@ impl Topology {
         let fabric = self.fabric.iter().enumerate().map(|(index, l)| {
             link(
                 [&l.between[0], &l.between[1]],
-                pair(self.links, index),
+                pair(self.links, self.links_ipv6, index),
                 l.mtu,
                 false,
             )
@@ -343,7 +434,7 @@ impl Topology {
                 .map(move |(index, router)| {
                     link(
                         [router, &outside.name],
-                        pair(outside.links, index),
+                        pair(outside.links, outside.links_ipv6, index),
                         default_mtu(),
                         true,
                     )
@@ -358,37 +449,66 @@ impl Topology {
         let vms = self.vms.iter().map(|vm| Endpoint {
             name: vm.name.clone(),
             address: vm.address,
+            address_ipv6: vm.address_ipv6,
             interfaces: eth0(),
         });
         let hosts = self.hosts.iter().map(|host| Endpoint {
             name: host.name.clone(),
             address: host.address,
+            address_ipv6: host.address_ipv6,
             interfaces: eth0(),
         });
         let outside = self.outside.iter().map(|outside| Endpoint {
             name: outside.name.clone(),
             address: outside.address,
+            address_ipv6: outside.address_ipv6,
             interfaces: outside.routers.clone(),
         });
         vms.chain(hosts).chain(outside).collect()
     }
 
-    /// The address of an endpoint.
+    /// An endpoint.
+    pub fn endpoint(&self, name: &str) -> Option<Endpoint> {
+        self.endpoints().into_iter().find(|e| e.name == name)
+    }
+
+    /// The IPv4 address of an endpoint.
     pub fn address(&self, endpoint: &str) -> Option<Ipv4Addr> {
-        self.endpoints()
-            .into_iter()
-            .find(|e| e.name == endpoint)
-            .map(|e| e.address)
+        self.endpoint(endpoint).map(|e| e.address)
+    }
+
+    /// The IPv6 address of an endpoint.
+    pub fn address_ipv6(&self, endpoint: &str) -> Option<Ipv6Addr> {
+        self.endpoint(endpoint).and_then(|e| e.address_ipv6)
     }
 
     /// All locator pools.
-    pub fn pools(&self) -> Vec<Ipv4Net> {
-        self.segments.iter().map(|segment| segment.pool).collect()
+    pub fn pools(&self) -> Vec<IpNet> {
+        self.segments.iter().flat_map(Segment::pools).collect()
     }
 
-    /// Address of the `index`th router of a segment: the gateway, or the one after it.
-    pub fn access_address(segment: &Segment, index: usize) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(segment.gateway) + u32::from(index > 0))
+    /// Addresses of the `index`th router of a segment, with the lengths of their prefixes: the
+    /// gateway, or the one after it. If the gateway is link-local, the router has the prefix'
+    /// `index`th address too.
+    pub fn access_addresses(segment: &Segment, index: usize) -> Vec<IpNet> {
+        let second = u8::from(index > 0);
+        let ipv4 = u32::from(segment.gateway) + u32::from(second);
+        let mut addresses = vec![(
+            IpAddr::from(Ipv4Addr::from(ipv4)),
+            segment.prefix.prefix_len(),
+        )];
+        if let (Some(prefix), Some(gateway)) = (segment.prefix_ipv6, segment.gateway_ipv6) {
+            let after = |address| Ipv6Addr::from(u128::from(address) + u128::from(second));
+            addresses.push((after(gateway).into(), prefix.prefix_len()));
+            if gateway.is_unicast_link_local() {
+                let first = Ipv6Addr::from(u128::from(prefix.network()) + 1);
+                addresses.push((after(first).into(), prefix.prefix_len()));
+            }
+        }
+        addresses
+            .into_iter()
+            .filter_map(|(address, length)| IpNet::new(address, length).ok())
+            .collect()
     }
 
     /// MAC address of a machine: made of its address, so that captures are readable.
@@ -418,12 +538,18 @@ mod tests {
         assert_eq!(topology.routers.len(), 10);
         assert_eq!(topology.segments.len(), 4);
         assert_eq!(topology.routed_links().len(), 18);
-        let addresses: BTreeSet<_> = topology
-            .routed_links()
+        let links = topology.routed_links();
+        let addresses: BTreeSet<_> = links
             .iter()
-            .flat_map(|link| [link.ends[0].address, link.ends[1].address])
+            .flat_map(|link| &link.ends)
+            .flat_map(|end| {
+                end.prefixes()
+                    .map(|prefix| prefix.addr())
+                    .collect::<Vec<_>>()
+            })
             .collect();
-        assert_eq!(addresses.len(), 36);
+        assert_eq!(addresses.len(), 72);
+        assert_eq!(topology.pools().len(), 8);
     }
 
     #[test]

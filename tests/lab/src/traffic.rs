@@ -8,7 +8,7 @@ mod tcp;
 use std::{
     collections::BTreeMap,
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -67,10 +67,18 @@ pub struct Flow {
     pub to: String,
     /// What `from` or `to` is to the VM that the flow is about.
     pub relation: String,
-    from_address: Ipv4Addr,
-    to_address: Ipv4Addr,
+    from_address: IpAddr,
+    to_address: IpAddr,
     /// Ports of both ends are this far above the first of their kind.
     port: u16,
+}
+
+impl Flow {
+    /// Its kind, and that it is IPv6 if it is.
+    pub fn label(&self) -> String {
+        let family = if self.to_address.is_ipv6() { "6" } else { "" };
+        format!("{}{family}", self.kind)
+    }
 }
 
 /// What became of a flow.
@@ -106,10 +114,10 @@ pub struct Rates {
 impl Default for Rates {
     fn default() -> Self {
         Self {
-            udp: 90,
+            udp: 45,
             ping: 10,
-            tcp: 48_000,
-            http: 64_000,
+            tcp: 24_000,
+            http: 32_000,
         }
     }
 }
@@ -125,33 +133,40 @@ pub struct Pair {
     pub relation: String,
 }
 
-/// Everything of `kinds` between every pair; datagrams are two flows, one in each direction.
+/// Everything of `kinds` between every pair, in every address family that both have; datagrams are
+/// two flows, one in each direction.
 pub fn flows(network: &Network, pairs: &[Pair], kinds: &[Kind]) -> Result<Vec<Flow>> {
-    let address = |name: &str| {
+    let endpoint = |name: &str| {
         network
             .topology()
-            .address(name)
+            .endpoint(name)
             .with_context(|| format!("no endpoint {name}"))
     };
     let mut flows: Vec<Flow> = Vec::new();
     for pair in pairs {
-        for &kind in kinds {
-            let port = u16::try_from(flows.len())?;
-            let ways: &[[&String; 2]] = match kind {
-                Kind::Udp => &[[&pair.peer, &pair.vm], [&pair.vm, &pair.peer]],
-                Kind::Ping | Kind::Tcp | Kind::Http => &[[&pair.peer, &pair.vm]],
-            };
-            for [from, to] in ways {
-                flows.push(Flow {
-                    id: u32::try_from(flows.len())?,
-                    kind,
-                    from: (*from).clone(),
-                    to: (*to).clone(),
-                    relation: pair.relation.clone(),
-                    from_address: address(from)?,
-                    to_address: address(to)?,
-                    port,
-                });
+        let (vm, peer) = (endpoint(&pair.vm)?, endpoint(&pair.peer)?);
+        // Endpoints have IPv4, and perhaps IPv6.
+        for (vm_address, peer_address) in vm.addresses().zip(peer.addresses()) {
+            let vm = (&pair.vm, vm_address);
+            let peer = (&pair.peer, peer_address);
+            for &kind in kinds {
+                let port = u16::try_from(flows.len())?;
+                let ways: &[[(&String, IpAddr); 2]] = match kind {
+                    Kind::Udp => &[[peer, vm], [vm, peer]],
+                    Kind::Ping | Kind::Tcp | Kind::Http => &[[peer, vm]],
+                };
+                for [(from, from_address), (to, to_address)] in ways {
+                    flows.push(Flow {
+                        id: u32::try_from(flows.len())?,
+                        kind,
+                        from: (*from).clone(),
+                        to: (*to).clone(),
+                        relation: pair.relation.clone(),
+                        from_address: *from_address,
+                        to_address: *to_address,
+                        port,
+                    });
+                }
             }
         }
     }
@@ -245,7 +260,7 @@ impl Traffic {
         };
         let silent = self.flows.iter().filter(|flow| !heard(flow));
         silent
-            .map(|flow| format!("{} {} → {}", flow.kind, flow.from, flow.to))
+            .map(|flow| format!("{} {} → {}", flow.label(), flow.from, flow.to))
             .collect()
     }
 
@@ -348,7 +363,7 @@ pub(crate) mod tests {
 
     /// A flow for tests of what is done with flows.
     pub(crate) fn flow(from: &str, to: &str) -> Flow {
-        let address = Ipv4Addr::LOCALHOST;
+        let address = std::net::Ipv4Addr::LOCALHOST.into();
         Flow {
             id: 0,
             kind: Kind::Udp,

@@ -49,7 +49,7 @@ pub(super) fn flow_rows(run: &Observations) -> Vec<[String; 12]> {
             .unwrap_or(0)
             .to_string();
         let head = [
-            flow.kind.to_string(),
+            flow.label(),
             flow.from.clone(),
             flow.to.clone(),
             flow.relation.clone(),

@@ -63,7 +63,7 @@ fn label(area: &Area<'_>, record: &Record, y: i32) -> Result<()> {
     let flow = &record.flow;
     text(
         area,
-        &format!("{} {} → {}", flow.kind, flow.from, flow.to),
+        &format!("{} {} → {}", flow.label(), flow.from, flow.to),
         (8, y + 2),
         11,
         BLACK,

@@ -5,7 +5,7 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     io::IoSliceMut,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +20,7 @@ use nix::{
     cmsg_space,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt},
+        socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
         time::TimeSpec,
     },
 };
@@ -123,14 +123,18 @@ impl Engine {
                     &flow.from,
                     Type::DGRAM,
                     Protocol::UDP,
-                    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
+                    SocketAddr::new(unspecified(flow.from_address), port),
                 ),
                 Kind::Ping => open(
                     network,
                     &flow.from,
                     Type::RAW,
-                    Protocol::ICMPV4,
-                    SocketAddrV4::new(flow.from_address, 0),
+                    if flow.from_address.is_ipv4() {
+                        Protocol::ICMPV4
+                    } else {
+                        Protocol::ICMPV6
+                    },
+                    SocketAddr::new(flow.from_address, 0),
                 ),
             };
             // The other direction of a pair has the same ports: its sender is this one's receiver.
@@ -156,7 +160,7 @@ impl Engine {
                     &flow.to,
                     Type::DGRAM,
                     Protocol::UDP,
-                    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
+                    SocketAddr::new(unspecified(flow.to_address), port),
                 )?),
                 (Kind::Ping | Kind::Tcp | Kind::Http, _) => Arc::clone(&sender),
             };
@@ -270,8 +274,16 @@ fn local_port(socket: &Socket) -> u16 {
     socket
         .local_addr()
         .ok()
-        .and_then(|address| address.as_socket_ipv4())
+        .and_then(|address| address.as_socket())
         .map_or(0, |address| address.port())
+}
+
+/// Any address of the same family.
+fn unspecified(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn open(
@@ -279,17 +291,23 @@ fn open(
     node: &str,
     kind: Type,
     protocol: Protocol,
-    local: SocketAddrV4,
+    local: SocketAddr,
 ) -> Result<Socket> {
     network.node(node)?.enter(|| {
-        let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+        let socket = Socket::new(Domain::for_address(local), kind, Some(protocol))?;
+        if local.is_ipv6() && kind == Type::DGRAM {
+            socket.set_only_v6(true)?;
+        }
         socket.set_recv_buffer_size(1 << 20)?;
         socket
             .bind(&local.into())
             .with_context(|| format!("{local} in {node}"))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        match local {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        }
         Ok(socket)
     })
 }
@@ -360,21 +378,22 @@ fn send(stream: &Stream, packet: &mut [u8]) {
         Kind::Ping => {
             let packet = &mut packet[..8 + size];
             packet[..8].fill(0);
-            packet[0] = 8;
+            packet[0] = if flow.to_address.is_ipv4() { 8 } else { 128 };
             packet[4..6].copy_from_slice(&(flow.id as u16).to_be_bytes());
             packet[6..8].copy_from_slice(&(number as u16).to_be_bytes());
             payload(flow.id, number, time, &mut packet[8..]);
+            // Of ICMPv6 the kernel computes it, because it includes addresses.
             let sum = checksum(packet);
             packet[2..4].copy_from_slice(&sum.to_be_bytes());
             stream
                 .sender
-                .send_to(packet, &SocketAddrV4::new(flow.to_address, 0).into())
+                .send_to(packet, &SocketAddr::new(flow.to_address, 0).into())
         }
         Kind::Udp | Kind::Tcp | Kind::Http => {
             payload(flow.id, number, time, &mut packet[..size]);
             stream.sender.send_to(
                 &packet[..size],
-                &SocketAddrV4::new(flow.to_address, flow.port + UDP_PORTS).into(),
+                &SocketAddr::new(flow.to_address, flow.port + UDP_PORTS).into(),
             )
         }
     };
@@ -401,7 +420,7 @@ fn receive_all(
     receiving: &AtomicBool,
 ) -> Result<()> {
     let mut buffer = vec![0; 4096];
-    let mut control = cmsg_space!(TimeSpec, libc::in_pktinfo);
+    let mut control = cmsg_space!(TimeSpec, libc::in6_pktinfo);
     while receiving.load(Ordering::Relaxed) {
         let mut polled: Vec<PollFd> = receivers
             .iter()
@@ -423,28 +442,33 @@ fn receive_all(
 
 struct Arrival {
     payload: Vec<u8>,
-    from: Ipv4Addr,
-    to: Option<Ipv4Addr>,
+    from: IpAddr,
+    to: Option<IpAddr>,
     time: u64,
     echo_reply: bool,
 }
 
 fn receive(receiver: &Receiver, buffer: &mut [u8], control: &mut [u8]) -> Option<Arrival> {
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn>(
+    let message = recvmsg::<SockaddrStorage>(
         receiver.socket.as_raw_fd(),
         &mut parts,
         Some(control),
         MsgFlags::empty(),
     )
     .ok()?;
-    let from = message.address?.ip();
+    let from = message.address?;
+    let ipv4 = from.as_sockaddr_in().map(|from| IpAddr::V4(from.ip()));
+    let ipv6 = from.as_sockaddr_in6().map(|from| IpAddr::V6(from.ip()));
+    let from = ipv4.or(ipv6)?;
     let (mut time, mut to) = (clock::now(), None);
     for part in message.cmsgs().ok()? {
         if let ControlMessageOwned::ScmTimestampns(stamp) = part {
             time = stamp.tv_sec() as u64 * 1_000_000_000 + stamp.tv_nsec() as u64;
         } else if let ControlMessageOwned::Ipv4PacketInfo(info) = part {
-            to = Some(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()));
+            to = Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes()));
+        } else if let ControlMessageOwned::Ipv6PacketInfo(info) = part {
+            to = Some(IpAddr::from(info.ipi6_addr.s6_addr));
         }
     }
     let length = message.bytes;
@@ -458,10 +482,14 @@ fn receive(receiver: &Receiver, buffer: &mut [u8], control: &mut [u8]) -> Option
             echo_reply: false,
         });
     }
-    // A raw socket gives the IP header too.
-    let header = bytes.first().map_or(0, |first| usize::from(first & 15) * 4);
+    // A raw IPv4 socket gives the IP header too.
+    let header = match from {
+        IpAddr::V4(_) => bytes.first().map_or(0, |first| usize::from(first & 15) * 4),
+        IpAddr::V6(_) => 0,
+    };
     let icmp = bytes.get(header..).unwrap_or_default();
-    let echo_reply = icmp.first() == Some(&0);
+    let reply = if from.is_ipv4() { 0 } else { 129 };
+    let echo_reply = icmp.first() == Some(&reply);
     Some(Arrival {
         payload: icmp.get(8..).unwrap_or_default().to_vec(),
         from,

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Cursor, Read},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     process::Stdio,
     sync::{
         Arc, Mutex, PoisonError,
@@ -41,9 +41,9 @@ impl Read for Paced {
     }
 }
 
-/// Serves `/SIZE/RATE`: that many bytes of known content, that many bytes a second.
+/// Serves `/SIZE/RATE`, over both address families: that many bytes of known content, that many bytes a second.
 pub(super) fn serve(namespace: &Namespace, stop: &Arc<AtomicBool>) -> Result<JoinHandle<()>> {
-    let listener = namespace.enter(|| Ok(TcpListener::bind(("0.0.0.0", HTTP_PORT))?))?;
+    let listener = namespace.enter(|| Ok(TcpListener::bind(("::", HTTP_PORT))?))?;
     let server =
         tiny_http::Server::from_listener(listener, None).map_err(anyhow::Error::from_boxed)?;
     let stop = Arc::clone(stop);
@@ -102,12 +102,12 @@ impl Downloads {
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
         let namespace = network.node(&flow.from)?.clone();
-        let url = format!("http://{}:{HTTP_PORT}", flow.to_address);
+        let url = format!("http://{}", SocketAddr::new(flow.to_address, HTTP_PORT));
         let shared = Arc::<Shared>::default();
         let (stop, inner, name) = (
             Arc::clone(stop),
             Arc::clone(&shared),
-            format!("curl {} → {}", flow.from, flow.to),
+            format!("curl {} → {}", flow.from, flow.to_address),
         );
         let thread = thread::spawn(move || {
             // The first one is short, so that the flow is soon known to work.
@@ -170,6 +170,7 @@ fn download(namespace: &Namespace, url: &str, size: u64, rate: u32) -> Result<()
             "--fail",
             "--max-time",
             "60",
+            "--globoff",
             "--noproxy",
             "*",
         ])

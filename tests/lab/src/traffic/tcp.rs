@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -50,12 +50,12 @@ impl Transfer {
         rate: u32,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self> {
-        let address = SocketAddrV4::new(flow.to_address, flow.port + TCP_PORTS);
+        let address = SocketAddr::new(flow.to_address, flow.port + TCP_PORTS);
         let listener = network
             .node(&flow.to)?
             .enter(|| Ok(TcpListener::bind(address)?))?;
         let client = network.node(&flow.from)?.enter(|| {
-            TcpStream::connect_timeout(&address.into(), Duration::from_secs(10))
+            TcpStream::connect_timeout(&address, Duration::from_secs(10))
                 .with_context(|| format!("{} cannot connect to {address}", flow.from))
         })?;
         let (server, peer) = listener.accept()?;
@@ -71,7 +71,7 @@ impl Transfer {
             writers: Vec::new(),
             readers: Vec::new(),
         };
-        let name = format!("tcp {} → {}", flow.from, flow.to);
+        let name = format!("{} {} → {}", flow.label(), flow.from, flow.to);
         for (direction, (source, sink)) in [(&client, &server), (&server, &client)]
             .into_iter()
             .enumerate()
