@@ -17,6 +17,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "support/pinned.rs"]
+mod pinned;
+
 use std::{
     collections::BTreeMap,
     env,
@@ -30,7 +33,6 @@ use std::{
     thread,
 };
 
-use aya::programs::{TestRun as _, TestRunOptions, Xdp, xdp::XdpAttachType};
 use natmig::{
     config::RouterConfig,
     router::{Router, StartOptions, Started, reader::Reader},
@@ -40,6 +42,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     unistd::Pid,
 };
+use pinned::Pinned;
 
 const CLASSES: u8 = 4;
 const COLORS: u8 = 8;
@@ -378,7 +381,7 @@ fn stress(instance: &str, wanted: u64) {
     let pin_path = Path::new("/sys/fs/bpf/natmig")
         .join(instance)
         .join("programs/natmig");
-    let program = Xdp::from_pin(pin_path, XdpAttachType::Interface).unwrap();
+    let program = Pinned::open(&pin_path).unwrap();
     let (rounds, stop) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),
@@ -404,20 +407,9 @@ fn stress(instance: &str, wanted: u64) {
     while runs * LOOKUPS * 2 < wanted && wrong.is_none() && !writer.is_finished() {
         runs += u64::from(BATCH);
         for (family, frame) in FAMILIES.into_iter().zip(&mut frames) {
-            let mut output = vec![0; frame.len()];
-            let length = u32::try_from(frame.len()).unwrap();
-            let context = [0, length, 0, ifindex, 0, 0];
-            let run = program
-                .test_run(TestRunOptions {
-                    data_in: Some(frame),
-                    data_out: Some(&mut output),
-                    ctx_in: Some(bytemuck::bytes_of(&context)),
-                    repeat: BATCH,
-                    ..TestRunOptions::new()
-                })
-                .unwrap();
+            let (verdict, output) = program.run(frame, ifindex, BATCH).unwrap();
             *frame = output;
-            wrong = wrong.or(judge(family, runs, run.return_value, frame));
+            wrong = wrong.or(judge(family, runs, verdict, frame));
         }
         rounds.fetch_add(1, Ordering::Release);
     }
