@@ -44,7 +44,7 @@ impl Ip for Ipv4 {
     ) -> Option<Counter> {
         let frame = environment.frame();
         let Some(header) = frame.window::<20>(link.network) else {
-            return Some(Counter::PassMalformed);
+            return Some(link.missing(environment, HEADER.into()));
         };
         let version = header.byte::<0>();
         let header_length = (version & 0x0f) << 2;
@@ -78,13 +78,16 @@ impl Ip for Ipv4 {
             let covered = coverage(packet.protocol);
             if covered.offset != 0 {
                 let at = transport.wrapping_add(covered.offset);
-                if covered.offset.wrapping_add(2) > length || frame.window::<2>(at).is_none() {
+                if covered.offset.wrapping_add(2) > length {
                     return Some(Counter::PassMalformed);
+                }
+                if frame.window::<2>(at).is_none() {
+                    return Some(Counter::PassNotLinear);
                 }
                 packet.checksum = at;
                 packet.optional_checksum = u8::from(covered.optional);
             } else if packet.protocol == ICMP {
-                error::parse(environment, packet, transport, length);
+                return error::parse(environment, packet, transport, length);
             }
         }
         None

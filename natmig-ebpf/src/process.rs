@@ -311,6 +311,10 @@ fn count_steps<E: Environment, I: Ip>(
     } = state;
     let length = link.length;
     let slot = interface.slot;
+    if packet.opaque != 0 && (rewrite.changes_destination(packet) || rewrite.changes_source(packet))
+    {
+        environment.count(slot, Counter::AddressesOnly, length);
+    }
     if rewrite.changes_destination(packet) {
         environment.count(slot, Counter::DestinationTranslated, length);
     }
