@@ -67,11 +67,6 @@ fn element_of(maps: &Maps, address: u32) -> u32 {
     chunk_of(maps, wide).map_or(wide, |chunk| at(chunk, octet_of(address)))
 }
 
-/// The route of an address's prefix.
-pub(super) fn route(maps: &Maps, address: u32) -> u16 {
-    get(maps, element_of(maps, address)).route
-}
-
 /// What leads to an address, as a packet finds it: whether the index does, or the first entry of
 /// its block.
 fn lead(maps: &Maps, address: u32) -> (bool, Option<u32>) {

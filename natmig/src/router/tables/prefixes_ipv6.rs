@@ -163,11 +163,6 @@ fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
     (flags & PREFIX_HASH != 0, block)
 }
 
-/// The route of an address's prefix.
-pub(super) fn route(maps: &Maps, address: u128) -> u16 {
-    find(maps, address).map_or(0, |prefix| prefix.route)
-}
-
 impl PrefixesIpv6 {
     /// The /64's slot, made if it has none; `None` if there is no room for one.
     fn ensure(&mut self, maps: &Maps, high: u64) -> Result<Option<Place>, RouterError> {
@@ -501,18 +496,4 @@ pub(super) fn pools(maps: &Maps) -> Vec<IpNet> {
     pools.sort();
     pools.dedup();
     pools
-}
-
-/// The /64s that have a slot.
-pub(super) fn wides(maps: &Maps) -> Vec<Ipv6Net> {
-    let mut wides = Vec::new();
-    for bucket in 0..maps.prefixes_ipv6.len() {
-        for slot in maps.prefixes_ipv6.get(bucket).slots {
-            if slot.used != 0 {
-                let first = u128::from(u64::from_be_bytes(slot.prefix)) << 64;
-                wides.push(Ipv6Net::new_assert(first.into(), 64));
-            }
-        }
-    }
-    wides
 }
