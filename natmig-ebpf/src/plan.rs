@@ -102,7 +102,7 @@ fn takes_foreign<I: Ip>(link: &Link, source: &Visible<I>, destination: &Visible<
 }
 
 /// Plans for the outer header. The outcome of a packet that needs no plan.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn outer<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,

@@ -4,6 +4,7 @@ use natmig_common::{Counter, FLAG_TRUNK, Interface, Ipv4, Ipv6, Role, UNKNOWN_SL
 
 use crate::{
     address::{Address as _, HardwareAddress},
+    barrier::join,
     egress,
     environment::{Environment, HopKind},
     family::Ip,
@@ -127,6 +128,7 @@ fn route<E: Environment, I: Ip>(
     link: &Link,
     state: &mut State<I>,
 ) -> Outcome {
+    join(state);
     if let Some(outcome) = I::discover(environment, interface, link, state) {
         return outcome;
     }
@@ -145,7 +147,9 @@ fn route<E: Environment, I: Ip>(
         state.rewrite.keep(&state.packet);
         return pass(environment, interface, link, state, Counter::PassUnbound);
     }
+    join(state);
     egress::find(environment, interface, link, state);
+    join(state);
     conclude(environment, interface, link, state)
 }
 
@@ -246,7 +250,10 @@ fn conclude<E: Environment, I: Ip>(
         return pass(environment, interface, link, state, Counter::PassFragment);
     }
     rewrite.hop = u32::from(!from_kernel);
-    translate::apply(environment, link, packet, rewrite);
+    join(state);
+    translate::apply(environment, link, &state.packet, &state.rewrite);
+    join(state);
+    let State { plan, hop, .. } = state;
     if !link::leave(environment, link, hop) {
         return Outcome::Drop(Counter::DropNoRoom);
     }
@@ -296,7 +303,7 @@ fn prepare_for_kernel<E: Environment, I: Ip>(
 }
 
 /// Counts what was done with the packet on the way.
-#[inline(never)]
+#[inline(always)]
 fn count_steps<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,

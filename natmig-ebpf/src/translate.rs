@@ -67,7 +67,7 @@ impl<I: Ip> Rewrite<I> {
 
 /// Rewrites the packet. Everything was found to be there when the packet was parsed, and is not
 /// touched where it is not.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn apply<E: Environment, I: Ip>(
     environment: &E,
     link: &Link,
