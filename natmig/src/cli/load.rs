@@ -21,13 +21,22 @@ use crate::{
     natmig load --config router.toml\n\n\
 router.toml:\n  \
     router = \"edge1\"\n  \
-    locator_pools = [\"10.1.1.128/25\", \"10.1.3.128/25\"]\n  \
+    locator_pools = [\"10.1.1.128/25\", \"2001:db8:1:0:f::/80\"]\n  \
+    max_addresses = 2097152      # optional: room for IPv4 addresses, two per binding\n  \
+    max_addresses_ipv6 = 2097152 # optional: for IPv6; as many as of IPv4 unless it is said\n  \
+    binding_counters = true      # optional: count traffic by binding\n  \
+    binding_counter_banks = 2    # optional: a power of two; more cost memory and save time\n  \
+    forward = \"bound\"            # optional: or all, to take the fast path with every packet\n  \
     [[interface]]\n  \
     name = \"eth1\"\n  \
     role = \"access\"              # or fabric, external: these need no more than a name\n  \
     segment = \"rack1\"\n  \
     prefix = \"10.1.1.0/24\"\n  \
-    gateway = \"10.1.1.1\"")]
+    gateway = \"10.1.1.1\"\n  \
+    prefix_ipv6 = \"2001:db8:1::/64\" # IPv6 beside IPv4, or instead of it\n  \
+    gateway_ipv6 = \"fe80::1\"    # of the prefix, or link-local\n  \
+    parent = \"eth0\"             # of an interface that is a VLAN: what carries it,\n  \
+    vlan = 10                    # and its number")]
 pub(crate) struct Args {
     /// The router's configuration file.
     #[arg(long, value_name = "FILE")]

@@ -51,7 +51,7 @@ fn thousand_vms_become_active_with_one_store_on_each_router() {
             let name = format!("g{index}");
             writeln!(
                 inventory,
-                "[[vm]]\nname = {name:?}\nidentity = \"10.1.{high}.{}\"\nmac = \"02:01:00:00:{high:02x}:{low:02x}\"\nsegment = \"rack1\"",
+                "[[vm]]\nname = {name:?}\nip = [\"10.1.{high}.{}\", \"2001:db8:1::1:{index}\"]\nmac = \"02:01:00:00:{high:02x}:{low:02x}\"\nsegment = \"rack1\"",
                 low + 3
             )?;
             names.push(name);
@@ -71,6 +71,7 @@ fn thousand_vms_become_active_with_one_store_on_each_router() {
         client.ask(&["migration", "activate", &id.to_string(), "--wait"])?;
         for peer in ["outside", "host1", "host2", "host3", "edge1"] {
             ping(lab, peer, "10.1.1.10")?;
+            ping(lab, peer, "2001:db8:1::10")?;
         }
         let migration = client.wait(
             id,
@@ -91,8 +92,13 @@ fn thousand_vms_become_active_with_one_store_on_each_router() {
         );
         for router in ["edge1", "edge3", "core1"] {
             let list = lab.map(router, "list")?;
-            let lines = list.lines().filter(|line| line.contains("10.1.")).count();
-            ensure!(lines >= SIZE, "{router} lists {lines} addresses");
+            for prefix in ["10.1.", "2001:db8:1::"] {
+                let lines = list.lines().filter(|line| line.contains(prefix)).count();
+                ensure!(
+                    lines >= SIZE,
+                    "{router} lists {lines} addresses in {prefix}"
+                );
+            }
         }
         Ok(())
     });

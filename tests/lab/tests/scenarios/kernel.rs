@@ -1,7 +1,7 @@
 //! The kernel beside XDP: what routers send themselves, what traceroute shows, old neighbour caches.
 
 use anyhow::{Result, ensure};
-use natmig_lab::{Lab, Topology, capture::Captures};
+use natmig_lab::{Lab, Topology, capture::Captures, topology::Endpoint};
 
 use crate::common::{all_kept, migrate, ping, run, scenario, three_tier, watch};
 
@@ -13,22 +13,29 @@ fn routers_reach_a_migrated_vm() {
         // Home edge, current edge, and routers that are neither.
         for router in ["edge1", "edge2", "edge3", "agg1", "core2"] {
             ping(lab, router, "10.1.1.10")?;
+            ping(lab, router, "2001:db8:1::10")?;
         }
         // Gateways: its own at home, and that of the segment where it is.
-        for gateway in ["10.1.1.1", "10.1.2.1"] {
+        for gateway in ["10.1.1.1", "10.1.2.1", "2001:db8:1::1", "2001:db8:2::1"] {
             ping(lab, "vm1", gateway)?;
         }
-        migrate(lab, &[("vm1", "rack3")])?;
-        for router in ["edge1", "edge2", "edge3"] {
-            ping(lab, router, "10.1.1.10")?;
-        }
-        migrate(lab, &[("vm1", "rack1")])?;
-        for router in ["edge1", "edge2", "edge3"] {
-            ping(lab, router, "10.1.1.10")?;
+        for rack in ["rack3", "rack1"] {
+            migrate(lab, &[("vm1", rack)])?;
+            for router in ["edge1", "edge2", "edge3"] {
+                ping(lab, router, "10.1.1.10")?;
+                ping(lab, router, "2001:db8:1::10")?;
+            }
         }
         ensure!(captures.finish()?.leaked == 0);
         Ok(())
     });
+}
+
+/// Addresses of an endpoint, IPv4 first.
+fn addresses(lab: &Lab, name: &str) -> Vec<String> {
+    let endpoint = lab.network.topology().endpoint(name);
+    let addresses = endpoint.iter().flat_map(Endpoint::addresses);
+    addresses.map(|address| address.to_string()).collect()
 }
 
 fn traceroute(lab: &Lab, from: &str, to: &str, method: &str) -> Result<()> {
@@ -44,7 +51,7 @@ fn traceroute(lab: &Lab, from: &str, to: &str, method: &str) -> Result<()> {
         "{from} → {to} {method} did not arrive:\n{text}"
     );
     for word in text.split_whitespace() {
-        if let Ok(address) = word.parse::<std::net::Ipv4Addr>() {
+        if let Ok(address) = word.parse::<std::net::IpAddr>() {
             let pools = lab.network.pools();
             ensure!(
                 !pools.iter().any(|pool| pool.contains(&address)),
@@ -62,15 +69,14 @@ fn traceroute_shows_no_locator_in_any_direction() {
         migrate(lab, &[("web1", "rack3"), ("web2", "rack3")])?;
         let captures = Captures::start(&lab.network, &[])?;
         for peer in ["outside", "host1", "host2", "host3", "host4", "web1"] {
-            let address = lab
-                .network
-                .topology()
-                .address(peer)
-                .map(|address| address.to_string())
-                .unwrap_or_default();
-            for method in ["-U", "-I"] {
-                traceroute(lab, peer, "10.1.1.10", method)?;
-                traceroute(lab, "vm1", &address, method)?;
+            for (vm, address) in ["10.1.1.10", "2001:db8:1::10"]
+                .into_iter()
+                .zip(addresses(lab, peer))
+            {
+                for method in ["-U", "-I"] {
+                    traceroute(lab, peer, vm, method)?;
+                    traceroute(lab, "vm1", &address, method)?;
+                }
             }
         }
         let findings = captures.finish()?;
@@ -134,13 +140,18 @@ fn old_neighbour_entries_do_no_harm() {
             lab,
             "vm1",
             &[
-                ("10.1.1.1", gateway),
-                ("10.1.1.50", host1),
-                ("10.1.1.11", web1),
+                ("10.1.1.1", gateway.clone()),
+                ("10.1.1.50", host1.clone()),
+                ("10.1.1.11", web1.clone()),
+                ("fe80::1", gateway),
+                ("2001:db8:1::50", host1),
+                ("2001:db8:1::11", web1),
             ],
         )?;
-        never_forget(lab, "host1", &[("10.1.1.10", vm1.clone())])?;
-        never_forget(lab, "web1", &[("10.1.1.10", vm1)])?;
+        for node in ["host1", "web1"] {
+            let both = [("10.1.1.10", vm1.clone()), ("2001:db8:1::10", vm1.clone())];
+            never_forget(lab, node, &both)?;
+        }
         let watched = watch(
             lab,
             &[

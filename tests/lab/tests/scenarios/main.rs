@@ -7,8 +7,10 @@
 
 mod common;
 mod crashes;
+mod families;
 mod group;
 mod kernel;
 mod links;
 mod network;
+mod pair;
 mod pmtud;

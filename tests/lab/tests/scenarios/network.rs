@@ -28,6 +28,10 @@ fn lab_comes_up_forwards_and_cleans_up() {
         ("host3", "10.1.4.50"),
         ("edge1", "10.1.3.50"),
         ("host1", "198.51.100.10"),
+        ("outside", "2001:db8:1::10"),
+        ("vm1", "2001:db8:2::50"),
+        ("edge1", "2001:db8:3::50"),
+        ("host1", "2001:db8:100::10"),
     ] {
         ping(&lab, from, to).unwrap();
     }

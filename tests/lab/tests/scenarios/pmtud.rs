@@ -1,7 +1,7 @@
 //! Path MTU discovery with a small link on the locator's path, to and from the VM.
 
 use anyhow::{Result, ensure};
-use natmig_lab::{Lab, Topology, capture::Captures};
+use natmig_lab::{Lab, Topology, capture::Captures, topology::Endpoint};
 
 use crate::common::{all_kept, migrate, run, scenario, three_tier, watch};
 
@@ -21,7 +21,9 @@ fn small(links: &[([&str; 2], u32)]) -> Topology {
 
 /// Sends packets that are too large and must not be fragmented until the sender knows the path's MTU.
 fn discover(lab: &Lab, from: &str, to: &str, mtu: u32) -> Result<()> {
-    let size = (1500 - 28).to_string();
+    // Headers of IP and ICMP.
+    let headers = if to.contains(':') { 48 } else { 28 };
+    let size = (1500 - headers).to_string();
     let mut text = String::new();
     for _ in 0..5 {
         // Fails: that is what it is for.
@@ -35,7 +37,7 @@ fn discover(lab: &Lab, from: &str, to: &str, mtu: u32) -> Result<()> {
         }
         let route = run(lab, from, "ip", &["route", "get", to])?;
         if route.contains(&format!("mtu {mtu}")) {
-            let fits = (mtu - 28).to_string();
+            let fits = (mtu - headers).to_string();
             run(
                 lab,
                 from,
@@ -51,19 +53,18 @@ fn discover(lab: &Lab, from: &str, to: &str, mtu: u32) -> Result<()> {
     anyhow::bail!("{from} did not learn an MTU of {mtu} to {to}: {route}{text}")
 }
 
-fn scenario_with(links: &[([&str; 2], u32)], mtu: u32) {
+/// `beside`: the small links are on all of the VM's paths.
+fn scenario_with(links: &[([&str; 2], u32)], mtu: u32, beside: bool) {
     scenario(small(links), |lab| {
         migrate(lab, &[("vm1", "rack2")])?;
         let captures = Captures::start(&lab.network, &[])?;
         for peer in ["host3", "outside"] {
-            let address = lab
-                .network
-                .topology()
-                .address(peer)
-                .map(|address| address.to_string())
-                .unwrap_or_default();
-            discover(lab, peer, "10.1.1.10", mtu)?;
-            discover(lab, "vm1", &address, mtu)?;
+            let endpoint = lab.network.topology().endpoint(peer);
+            let addresses = endpoint.iter().flat_map(Endpoint::addresses);
+            for (vm, address) in ["10.1.1.10", "2001:db8:1::10"].into_iter().zip(addresses) {
+                discover(lab, peer, vm, mtu)?;
+                discover(lab, "vm1", &address.to_string(), mtu)?;
+            }
         }
         let findings = captures.finish()?;
         ensure!(
@@ -75,7 +76,12 @@ fn scenario_with(links: &[([&str; 2], u32)], mtu: u32) {
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         );
-        // TCP finds it out by itself; datagrams are fragmented on their way.
+        // TCP finds it out by itself; IPv4 datagrams are fragmented on their way, IPv6 ones by
+        // senders who know the path.
+        if beside {
+            discover(lab, "host1", "2001:db8:1::10", mtu)?;
+            discover(lab, "vm1", "2001:db8:1::50", mtu)?;
+        }
         let watched = watch(
             lab,
             &[("vm1", "host3"), ("vm1", "outside"), ("vm1", "host1")],
@@ -90,6 +96,7 @@ fn small_links_beside_the_vm() {
     scenario_with(
         &[(["agg1", "edge2"], 1400), (["agg2", "edge2"], 1400)],
         1400,
+        true,
     );
 }
 
@@ -103,5 +110,5 @@ fn small_links_in_the_core() {
     ]
     .map(|link| (link, 1300))
     .to_vec();
-    scenario_with(&links, 1300);
+    scenario_with(&links, 1300, false);
 }
