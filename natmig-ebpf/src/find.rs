@@ -22,6 +22,8 @@ use crate::{
 pub struct Found {
     /// Where its entry would be; [`Found::NO_ENTRY`] if it has none.
     pub index: u32,
+    /// Whether a direct block led there: no other address's entry is at `index` then.
+    pub direct: bool,
     /// What is known of its prefix.
     pub prefix: Prefix,
 }
@@ -51,6 +53,7 @@ impl Found {
     /// Nothing is known.
     pub const NOTHING: Self = Self {
         index: Self::NO_ENTRY,
+        direct: false,
         prefix: Prefix::NONE,
     };
 }
@@ -130,6 +133,7 @@ pub(crate) fn find_ipv4<E: Environment, I: Ip<Address = AddressIpv4>>(
     };
     Found {
         index,
+        direct: element.block >= PrefixIpv4::FIRST,
         prefix: prefix_of_element(environment, address, element),
     }
 }
@@ -199,11 +203,13 @@ pub(crate) fn find_ipv6<E: Environment, I: Ip<Address = AddressIpv6>>(
     if flags & PREFIX_BLOCKS != 0 {
         index = block_ipv6(environment, address);
     }
+    let direct = index.is_some();
     if index.is_none() && flags & PREFIX_HASH != 0 {
         index = environment.index::<I>(address);
     }
     Found {
         index: index.unwrap_or(Found::NO_ENTRY),
+        direct,
         prefix,
     }
 }

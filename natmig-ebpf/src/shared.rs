@@ -9,7 +9,8 @@
 use core::ptr::{addr_of, read_volatile};
 
 use natmig_common::{
-    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Version,
+    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Settled,
+    Version,
 };
 
 use crate::{
@@ -30,6 +31,23 @@ pub(crate) fn entry_address<I: Ip>(entry: &Entry<I>) -> I::Address {
 pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
     unsafe { read_volatile(addr_of!(entry.family)) }
+}
+
+/// Action and counterpart of an entry that need not be looked at.
+#[inline(always)]
+pub(crate) fn settled<I: Ip>(settled: &Settled<I>) -> Option<(Action, I::Address)> {
+    // SAFETY: the reference is valid; volatile, because userspace may write it. The counterpart is
+    // read after the action.
+    unsafe {
+        let action = read_volatile(addr_of!(settled.action));
+        let settled: *const Settled<I> = dependent(settled, action);
+        let counterpart = read_volatile(addr_of!((*settled).counterpart));
+        let counterpart = crate::address::Address::new(counterpart);
+        match Action::from_raw(action) {
+            Some(action @ (Action::Away | Action::Known)) => Some((action, counterpart)),
+            Some(Action::Absent | Action::Local | Action::Deliver | Action::Forward) | None => None,
+        }
+    }
 }
 
 /// The entry's reference: 0, or the transaction of the pending version.
