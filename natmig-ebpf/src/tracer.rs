@@ -12,7 +12,7 @@ use aya_ebpf::{
         bpf_xdp_load_bytes,
     },
 };
-use natmig_common::{TRACE_SNAP, TraceEvent};
+use natmig_common::{Counter, TRACE_SNAP, TraceEvent};
 use natmig_ebpf::{Outcome, Scratch, trace};
 
 use crate::{activity::Active, atomic::fetch_add, maps};
@@ -114,6 +114,27 @@ fn record(context: *mut xdp_md, active: &Active, scratch: &Scratch, verdict: u32
         }
         if maps::EVENTS.output::<TraceEvent>(&*event, 0).is_err() {
             fetch_add(addr_of_mut!((*filter).lost), 1);
+            count_lost(event.ingress, event.length_before);
+        }
+    }
+}
+
+/// Counts a lost event for the interface.
+///
+/// # Safety
+///
+/// The program must run, which has its CPU for itself.
+#[inline(always)]
+unsafe fn count_lost(ifindex: u32, bytes: u32) {
+    let Some(interface) = maps::INTERFACES.get(ifindex) else {
+        return;
+    };
+    let element = u32::from(interface.slot) * Counter::COUNT + u32::from(Counter::TraceLost.raw());
+    if let Some(traffic) = maps::COUNTERS.get_ptr_mut(element) {
+        // SAFETY: the element is this CPU's own.
+        unsafe {
+            (*traffic).packets += 1;
+            (*traffic).bytes += u64::from(bytes);
         }
     }
 }

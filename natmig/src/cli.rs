@@ -14,6 +14,7 @@ mod progress;
 mod router;
 mod stats;
 mod topology;
+mod trace;
 mod unload;
 mod vm;
 
@@ -35,6 +36,7 @@ enum Subcommand {
     Unload(unload::Args),
     Map(map::Args),
     Stats(stats::Args),
+    Trace(trace::Args),
     Doctor(doctor::Args),
     Topology(topology::Args),
     Vm(vm::Args),
@@ -52,6 +54,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
         Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Trace(args) => trace::run(&args),
         Subcommand::Doctor(args) => doctor::run(args),
         Subcommand::Topology(args) => topology::run(args),
         Subcommand::Vm(args) => vm::run(args),

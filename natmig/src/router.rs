@@ -22,6 +22,7 @@ mod maps;
 mod netlink;
 pub mod reader;
 mod tables;
+pub mod tracer;
 mod version;
 
 use std::{
@@ -418,15 +419,42 @@ impl Router {
             if !self.kernel.is_concerned(bound.address, &version) {
                 continue;
             }
-            let mac = self
-                .interfaces
-                .get(&version.ifindex)
-                .map_or([0; 6], |attached| attached.interface.mac);
-            self.announcements
-                .extend(Announcement::of(bound.address, &version, gateway_mac, mac));
+            if let Some(attached) = self.interfaces.get(&version.ifindex) {
+                let announcement =
+                    Announcement::of(bound.address, &version, gateway_mac, &attached.interface);
+                self.announcements.extend(announcement);
+            }
             changed.push((bound.address, version));
         }
         changed
+    }
+
+    /// Queues announcements of all that this router answers for behind interfaces whose gateway's
+    /// address it has taken over: switches learn where the gateway's MAC address is.
+    fn announce_taken_over(&mut self, interfaces: &HashSet<u32>) {
+        let gateway_mac = self.config.gateway_mac.0;
+        for bound in self.tables.addresses() {
+            let version = self.tables.effective(&bound);
+            let Some(attached) = self
+                .interfaces
+                .get(&version.ifindex)
+                .filter(|_| interfaces.contains(&version.ifindex))
+            else {
+                continue;
+            };
+            let announcement =
+                Announcement::of(bound.address, &version, gateway_mac, &attached.interface);
+            self.announcements.extend(announcement);
+        }
+    }
+
+    /// Interfaces whose gateway's address this router has.
+    fn gateways(&self) -> HashSet<u32> {
+        self.interfaces
+            .iter()
+            .filter(|(_, attached)| attached.interface.owns_gateway())
+            .map(|(ifindex, _)| *ifindex)
+            .collect()
     }
 
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
@@ -584,10 +612,15 @@ impl Router {
     /// Takes up a change of links or addresses, after netlink told of one: reads the interfaces'
     /// MAC addresses, MTUs and gateways again, and sets host routes that the kernel dropped.
     pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        let had = self.gateways();
         let found = interfaces::find(&mut self.kernel.socket, &self.config)?;
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
+        let taken_over = &self.gateways() - &had;
+        if !taken_over.is_empty() {
+            self.announce_taken_over(&taken_over);
+        }
         self.adopt_interfaces()?;
         self.install_guard(&self.pools())?;
         self.reconcile()

@@ -98,6 +98,7 @@ impl<T: Tables> State<T> {
                 if let Err(error) = self.tables.refresh_interfaces() {
                     tracing::warn!(%error, "cannot read the interfaces again");
                 }
+                self.announcer.announce(self.tables.take_announcements());
             }
             Work::Command { command, replies } => {
                 let sequence = command.sequence;

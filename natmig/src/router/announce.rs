@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use natmig_common::Action;
+use natmig_common::{Action, Interface};
 
 use super::{RouterError, version::Decoded};
 
@@ -63,24 +63,29 @@ impl Announcement {
         }
     }
 
-    /// What a committed version of an identity is announced with.
+    /// What a committed version of an identity is announced with on the interface.
+    ///
+    /// The gateway's MAC address is announced by the owner of the gateway's address alone: switches
+    /// would send frames for it to another router otherwise, which leaves them alone.
     pub(super) fn of(
         identity: IpAddr,
         version: &Decoded,
         gateway_mac: [u8; 6],
-        interface_mac: [u8; 6],
+        interface: &Interface,
     ) -> Option<Self> {
         let ifindex = version.ifindex;
+        let owner = interface.owns_gateway();
         if version.is_home() {
             // To the home segment: this router answers for the identity.
-            let from = gateway_mac;
-            return Some(Self::new(
-                ifindex,
-                identity,
-                Audience::Segment,
-                from,
-                gateway_mac,
-            ));
+            return owner.then(|| {
+                Self::new(
+                    ifindex,
+                    identity,
+                    Audience::Segment,
+                    gateway_mac,
+                    gateway_mac,
+                )
+            });
         }
         if version.action != Action::Local {
             return None;
@@ -91,12 +96,12 @@ impl Announcement {
                 ifindex,
                 identity,
                 Audience::Segment,
-                interface_mac,
+                interface.mac,
                 version.mac,
             ));
         }
         // To the visitor: this router is its gateway.
-        let gateway = version.forward?;
+        let gateway = version.forward.filter(|_| owner)?;
         let audience = Audience::Visitor(version.mac, identity);
         Some(Self::new(
             ifindex,
@@ -229,11 +234,25 @@ fn send_one(socket: &OwnedFd, announcement: &Announcement) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use natmig_common::FLAG_HOME_EDGE;
+    use natmig_common::{FLAG_GATEWAY_OWNER, FLAG_HOME_EDGE};
 
     use super::*;
 
     const GATEWAY_MAC: [u8; 6] = [2, 0x6e, 0x6d, 0, 0, 1];
+
+    fn announced(identity: IpAddr, version: &Decoded) -> Option<Announcement> {
+        let owner = Interface {
+            flags: FLAG_GATEWAY_OWNER,
+            mac: [9; 6],
+            ..Interface::default()
+        };
+        assert_eq!(
+            Announcement::of(identity, version, GATEWAY_MAC, &Interface::default()),
+            None,
+            "by a router without the gateway's address"
+        );
+        Announcement::of(identity, version, GATEWAY_MAC, &owner)
+    }
 
     #[test]
     fn away_identity_is_announced_with_the_gateway_mac() {
@@ -244,7 +263,7 @@ mod tests {
             ifindex: 3,
             ..Decoded::ABSENT
         };
-        let announcement = Announcement::of(identity, &version, GATEWAY_MAC, [9; 6]).unwrap();
+        let announcement = announced(identity, &version).unwrap();
         assert_eq!(announcement.frame.len(), 42);
         assert_eq!(announcement.frame[..6], BROADCAST);
         assert_eq!(announcement.frame[22..28], GATEWAY_MAC);
@@ -260,8 +279,7 @@ mod tests {
             ifindex: 3,
             ..Decoded::ABSENT
         };
-        let announcement =
-            Announcement::of(identity.into(), &version, GATEWAY_MAC, [9; 6]).unwrap();
+        let announcement = announced(identity.into(), &version).unwrap();
         let frame = &announcement.frame;
         assert_eq!(frame.len(), 86);
         assert_eq!(frame[..6], ALL_NODES_MAC);
@@ -284,8 +302,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 7],
             ..Decoded::ABSENT
         };
-        let announcement =
-            Announcement::of(identity.into(), &version, GATEWAY_MAC, [9; 6]).unwrap();
+        let announcement = announced(identity.into(), &version).unwrap();
         let frame = &announcement.frame;
         assert_eq!(announcement.address, IpAddr::V6(gateway));
         assert_eq!(frame[..6], version.mac);

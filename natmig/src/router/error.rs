@@ -105,6 +105,16 @@ pub enum RouterError {
         /// The lock file.
         path: PathBuf,
     },
+    /// Another process traces this instance.
+    #[error(
+        "instance {instance} is being traced by process {holder}: there is one tracer at a time; end that one first"
+    )]
+    Traced {
+        /// The instance.
+        instance: String,
+        /// What the lock file says of its holder.
+        holder: String,
+    },
     /// The pinned maps were made by another natmig.
     #[error("the maps in {path} have layout version {found}, this natmig needs {expected}: use the natmig that loaded them, or `natmig unload` and load again (interrupts translation)", path = path.display())]
     Abi {

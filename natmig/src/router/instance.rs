@@ -64,6 +64,11 @@ impl Instance {
         Path::new(RUN).join(format!("{}.lock", self.name))
     }
 
+    /// Locked by the process that traces the instance.
+    pub(super) fn trace_lock_file(&self) -> PathBuf {
+        Path::new(RUN).join(format!("{}.trace.lock", self.name))
+    }
+
     /// The two ends of the router's port: the kernel's and natmig's.
     pub(super) fn port(&self) -> (String, String) {
         if self.name == DEFAULT_INSTANCE {

@@ -392,12 +392,7 @@ impl Reader {
                     .unwrap_or_default();
                 counters.push(CounterView {
                     name: counter.name(),
-                    class: match counter.class() {
-                        CounterClass::Passed => "passed",
-                        CounterClass::Dropped => "dropped",
-                        CounterClass::Sent => "sent",
-                        CounterClass::Step => "step",
-                    },
+                    class: class_name(counter.class()),
                     packets: values.iter().map(|value| value.packets).sum(),
                     bytes: values.iter().map(|value| value.bytes).sum(),
                 });
@@ -558,6 +553,16 @@ fn binding(entry: &EntryView, version: &VersionView, place: &'static str) -> Bin
             .map_or("settled", |reference| reference.phase),
         draining: Vec::new(),
         traffic: entry.traffic.unwrap_or_default(),
+    }
+}
+
+/// The name of a class of counters, in reports and options.
+pub fn class_name(class: CounterClass) -> &'static str {
+    match class {
+        CounterClass::Passed => "passed",
+        CounterClass::Dropped => "dropped",
+        CounterClass::Sent => "sent",
+        CounterClass::Step => "step",
     }
 }
 
