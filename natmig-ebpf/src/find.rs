@@ -214,11 +214,19 @@ pub(crate) fn find_ipv6<E: Environment, I: Ip<Address = AddressIpv6>>(
     }
 }
 
-/// What is known of the address; says early that its binding will be counted.
+/// What is known of the address. What will be needed of its binding is touched, so that it comes from
+/// memory while other things are done; nothing is concluded from it.
 #[inline(always)]
 pub(crate) fn find<E: Environment, I: Ip>(environment: &E, address: I::Address) -> Found {
     let found = I::find(environment, address);
     if found.index != Found::NO_ENTRY {
+        if found.direct {
+            if let Some(settled) = environment.settled::<I>(found.index) {
+                shared::touch_settled(settled);
+            }
+        } else if let Some(entry) = environment.entry::<I>(found.index) {
+            shared::entry_reference(entry);
+        }
         environment.touch_binding::<I>(found.index);
     }
     found

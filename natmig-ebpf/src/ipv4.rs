@@ -37,6 +37,21 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn parse_addresses<E: Environment>(
+        environment: &E,
+        link: &Link,
+        packet: &mut Packet<Self>,
+    ) -> bool {
+        let frame = environment.frame();
+        let Some(header) = frame.window::<20>(link.network) else {
+            return false;
+        };
+        packet.source = header.address_ipv4::<12>();
+        packet.destination = header.address_ipv4::<16>();
+        true
+    }
+
+    #[inline(always)]
     fn parse<E: Environment>(
         environment: &E,
         link: &mut Link,
@@ -67,8 +82,6 @@ impl Ip for Ipv4 {
         packet.class = u32::from(header.byte::<1>());
         packet.hops = header.byte::<8>();
         packet.protocol = header.byte::<9>();
-        packet.source = header.address_ipv4::<12>();
-        packet.destination = header.address_ipv4::<16>();
         packet.dont_fragment = u8::from(fragment & DONT_FRAGMENT != 0);
 
         if fragment & FRAGMENT_OFFSET == 0 {

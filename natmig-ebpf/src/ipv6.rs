@@ -47,6 +47,21 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn parse_addresses<E: Environment>(
+        environment: &E,
+        link: &Link,
+        packet: &mut Packet<Self>,
+    ) -> bool {
+        let frame = environment.frame();
+        let Some(header) = frame.window::<40>(link.network) else {
+            return false;
+        };
+        packet.source = header.address_ipv6::<8>();
+        packet.destination = header.address_ipv6::<24>();
+        true
+    }
+
+    #[inline(always)]
     fn parse<E: Environment>(
         environment: &E,
         link: &mut Link,
@@ -70,8 +85,6 @@ impl Ip for Ipv6 {
         // Without the version, as routing rules see it.
         packet.class = header.double_word::<0>() & 0x0fff_ffff_u32.to_be();
         packet.hops = header.byte::<7>();
-        packet.source = header.address_ipv6::<8>();
-        packet.destination = header.address_ipv6::<24>();
         packet.dont_fragment = 1;
         packet.options = 0;
         packet.protocol = header.byte::<6>();

@@ -11,7 +11,7 @@ use crate::{
     barrier::join,
     environment::Environment,
     family::Ip,
-    find::{Found, find},
+    find::Found,
     link::Link,
     lookup::{Lookups, Visible, look_at, lookup},
     outcome::Outcome,
@@ -109,12 +109,6 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     link: &Link,
     state: &mut State<I>,
 ) -> Option<Outcome> {
-    let State {
-        packet,
-        destination,
-        source,
-        ..
-    } = state;
     let access = link.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
     let ours = link.is_from(Role::Kernel)
@@ -124,10 +118,6 @@ pub(crate) fn outer<E: Environment, I: Ip>(
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
 
-    // Both are found before either is looked at, so that both entries are on their way from memory.
-    destination.found = find::<E, I>(environment, packet.destination);
-    source.found = find::<E, I>(environment, packet.source);
-    join(state);
     let State {
         packet,
         lookups,

@@ -8,7 +8,7 @@ use crate::{
     egress,
     environment::{Environment, HopKind},
     family::Ip,
-    find::Found,
+    find::{Found, find},
     ipv4::arp,
     link::{self, Kind, Link},
     outcome::Outcome,
@@ -99,6 +99,13 @@ fn packet<E: Environment, I: Ip>(
 ) -> Outcome {
     let (link, state) = I::split(scratch);
     state.begin();
+    if !I::parse_addresses(environment, link, &mut state.packet) {
+        return Outcome::Pass(Counter::PassMalformed);
+    }
+    // What the tables say of them is on its way from memory while the rest is read.
+    state.destination.found = find::<E, I>(environment, state.packet.destination);
+    state.source.found = find::<E, I>(environment, state.packet.source);
+    join(state);
     if let Some(counter) = I::parse(environment, link, &mut state.packet) {
         return Outcome::Pass(counter);
     }

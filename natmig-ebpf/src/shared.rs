@@ -33,6 +33,13 @@ pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
     unsafe { read_volatile(addr_of!(entry.family)) }
 }
 
+/// Reads the element for no other reason than that it will be needed.
+#[inline(always)]
+pub(crate) fn touch_settled<I: Ip>(settled: &Settled<I>) {
+    // SAFETY: the reference is valid; volatile, so that it is read at all.
+    unsafe { read_volatile(addr_of!(settled.action)) };
+}
+
 /// Action and counterpart of an entry that need not be looked at.
 #[inline(always)]
 pub(crate) fn settled<I: Ip>(settled: &Settled<I>) -> Option<(Action, I::Address)> {
