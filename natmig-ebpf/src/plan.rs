@@ -17,6 +17,7 @@ use crate::{
     outcome::Outcome,
     packet::Packet,
     scratch::State,
+    shared,
 };
 
 /// What becomes of a packet's addresses.
@@ -112,7 +113,7 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     let access = link.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
     let ours = link.is_from(Role::Kernel)
-        || link.destination_mac == HardwareAddress::new(interface.mac)
+        || link.destination_mac == shared::mac(&interface.mac)
         || (takes_frames && link.destination_mac == environment.gateway_mac());
     if !ours && !takes_frames {
         return Some(Outcome::Pass(Counter::PassForeignMac));

@@ -3,7 +3,7 @@
 use natmig_common::{Counter, FLAG_TRUNK, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
 
 use crate::{
-    address::{Address as _, HardwareAddress},
+    address::Address as _,
     barrier::join,
     egress,
     environment::{Environment, HopKind},
@@ -14,7 +14,7 @@ use crate::{
     outcome::Outcome,
     plan,
     scratch::{Scratch, State},
-    translate,
+    shared, translate,
 };
 
 /// Decides what becomes of the frame that came in on `ingress`, rewrites it accordingly and counts
@@ -303,7 +303,7 @@ fn prepare_for_kernel<E: Environment, I: Ip>(
     if rewrite.changes_address(packet) {
         translate::apply(environment, link, packet, rewrite);
     }
-    let own = HardwareAddress::new(interface.mac);
+    let own = shared::mac(&interface.mac);
     if link.destination_mac != own {
         link::set_macs(environment, own, link.source_mac);
     }

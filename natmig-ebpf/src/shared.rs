@@ -250,6 +250,26 @@ pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -
     }
 }
 
+/// A MAC address in a table. (Byte by byte, as the compiler would have it, costs six loads.)
+#[inline(always)]
+pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
+    if cfg!(target_arch = "bpf") {
+        let pointer = core::ptr::from_ref(mac);
+        // SAFETY: the six bytes are valid; the target reads them wherever they lie, see `frame.rs`.
+        let (first, second) = unsafe {
+            (
+                pointer.cast::<u32>().read(),
+                pointer.cast::<u16>().wrapping_add(2).read(),
+            )
+        };
+        let [a, b, c, d] = first.to_ne_bytes();
+        let [e, f] = second.to_ne_bytes();
+        HardwareAddress::new([a, b, c, d, e, f])
+    } else {
+        HardwareAddress::new(*mac)
+    }
+}
+
 /// Whether the next hop can be used.
 #[inline(always)]
 pub(crate) fn is_valid(next: &natmig_common::NextHop) -> bool {
