@@ -41,6 +41,13 @@ macro_rules! counters {
                 }
             }
 
+            /// What it counts, for people.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+
             /// What the counter says of a packet.
             pub const fn class(self) -> CounterClass {
                 match self {

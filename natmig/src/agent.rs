@@ -13,7 +13,7 @@ mod worker;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
-pub use tables::Tables;
+pub use tables::{SetRoutes, Tables};
 pub use term::TermError;
 
 use crate::{config::RouterConfig, names::RouterName, proto::RouterInterface};

@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod router;
 mod stats;
+mod top;
 mod topology;
 mod trace;
 mod unload;
@@ -37,6 +38,7 @@ enum Subcommand {
     Map(map::Args),
     Stats(stats::Args),
     Trace(trace::Args),
+    Top(top::Args),
     Doctor(doctor::Args),
     Topology(topology::Args),
     Vm(vm::Args),
@@ -53,8 +55,9 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Load(args) => load::run(args),
         Subcommand::Unload(args) => unload::run(args),
         Subcommand::Map(args) => map::run(args),
-        Subcommand::Stats(args) => stats::run(args),
+        Subcommand::Stats(args) => stats::run(&args),
         Subcommand::Trace(args) => trace::run(&args),
+        Subcommand::Top(args) => top::run(&args),
         Subcommand::Doctor(args) => doctor::run(args),
         Subcommand::Topology(args) => topology::run(args),
         Subcommand::Vm(args) => vm::run(args),

@@ -20,6 +20,7 @@ mod kernel;
 mod loader;
 mod maps;
 mod netlink;
+pub mod next_hops;
 pub mod reader;
 mod tables;
 pub mod tracer;
@@ -29,12 +30,14 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs,
     net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
     time::Duration,
 };
 
 use ipnet::IpNet;
 use natmig_common::{
-    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, Ipv4, Ipv6, META_MAGIC, Meta, Role, SlotState,
+    ABI_VERSION, Action, FLAG_PROMISCUOUS, Interface, Ipv4, Ipv6, META_MAGIC, Meta, Role,
+    SlotState, names,
 };
 
 pub use self::{
@@ -48,6 +51,7 @@ use self::{
     kernel::Kernel,
     maps::Maps,
     netlink::Socket,
+    next_hops::{NextHops, PrefixRoute},
     tables::{APPLY, Bound, Tables, Write, Writes},
     version::{Decoded, Segments},
 };
@@ -160,7 +164,12 @@ pub struct Router {
     following: Vec<(IpAddr, Decoded)>,
     /// The kernel refused something, so its state may differ from what the tables say.
     unsettled: bool,
-    _lock: Lock,
+    /// Interfaces that appear are attached in generic mode.
+    generic: bool,
+    /// Keeps routes and next hops, once it has been started.
+    next_hops: Option<NextHops>,
+    #[expect(dead_code, reason = "held until the router is dropped")]
+    lock: Lock,
 }
 
 impl Router {
@@ -176,8 +185,8 @@ impl Router {
         let adopted = pinned.is_some();
         let mut socket = open_socket()?;
         let found = interfaces::find(&mut socket, config)?;
-        for (_, link) in &found {
-            loader::check_foreign(&instance, link)?;
+        for found in &found {
+            loader::check_foreign(&instance, found.carrier())?;
         }
         if !adopted {
             // What a load that was killed left.
@@ -200,16 +209,11 @@ impl Router {
         let adopted = pinned.is_some();
         let mut socket = open_socket()?;
         let found = interfaces::find(&mut socket, config)?;
-        let mtu = found
-            .iter()
-            .filter(|(config, _)| config.role == Role::Fabric)
-            .map(|(_, link)| link.mtu)
-            .max()
-            .unwrap_or(1500);
+        let mtu = interfaces::port_mtu(&found);
         let port = Kernel::ensure_port(&mut socket, instance, mtu)?;
         let largest = found
             .iter()
-            .map(|(_, link)| link.ifindex)
+            .flat_map(|found| [found.link.ifindex, found.carrier().ifindex])
             .chain([port.near, port.far])
             .max();
         let sizes = loader::sizes(config, pinned, largest.unwrap_or(0))?;
@@ -218,6 +222,8 @@ impl Router {
         let maps = Maps::open(&instance.maps(), false)?;
         let map_bytes = MapBytes::of(&instance.maps())?.total();
         write_meta(&maps, config, adopted);
+        // Of a predecessor's routes nothing is believed.
+        next_hops::withdraw(&maps);
         let attached = interfaces::fill(&mut socket, &maps, &found, port)?;
         let (tables, recovery) = Tables::open(maps)?;
         let mut router = Self {
@@ -230,9 +236,12 @@ impl Router {
             announcements: Vec::new(),
             following: Vec::new(),
             unsettled: false,
-            _lock: lock,
+            generic: options.generic,
+            next_hops: None,
+            lock,
         };
         router.adopt_interfaces()?;
+        router.kernel.keep_gateways(&router.interfaces)?;
         let pools = if config.locator_pools.is_empty() {
             router.pools()
         } else {
@@ -263,9 +272,10 @@ impl Router {
             }
         }
         for attached in router.interfaces.values() {
-            let generic = options.generic && attached.interface.role != Role::Kernel as u8;
-            let role = Role::from_raw(attached.interface.role).map_or("?", Role::name);
-            let interface = loader::attach(instance, &program, &attached.link, role, generic)?;
+            if !attached.runs_program() {
+                continue;
+            }
+            let interface = attach(instance, program.as_fd(), attached, options.generic)?;
             if interface.mode == "generic" {
                 report.warnings.push(format!(
                     "interface {} runs XDP in generic mode: every packet is copied first, this is slow and not for production",
@@ -275,8 +285,7 @@ impl Router {
             report.interfaces.push(interface);
         }
         loader::pin_program(instance, &program)?;
-        let indices: Vec<u32> = router.interfaces.keys().copied().collect();
-        loader::detach_others(instance, &indices)?;
+        router.detach_others()?;
         if let Err(error) = router.reconcile() {
             router.unsettled = true;
             report
@@ -290,9 +299,10 @@ impl Router {
         }
         let names: Vec<String> = found
             .iter()
-            .map(|(config, _)| config.name.clone())
+            .map(|found| found.config.name.clone())
             .collect();
-        report.warnings.extend(kernel::warnings(&names));
+        let ipv6 = found.iter().any(|found| found.config.prefix_ipv6.is_some());
+        report.warnings.extend(kernel::warnings(&names, ipv6));
         Ok(Started { router, report })
     }
 
@@ -322,9 +332,12 @@ impl Router {
             announcements: Vec::new(),
             following: Vec::new(),
             unsettled: false,
-            _lock: lock,
+            generic: false,
+            next_hops: None,
+            lock,
         };
         router.adopt_interfaces()?;
+        router.kernel.keep_gateways(&router.interfaces)?;
         if let Err(error) = router.reconcile() {
             tracing::warn!(%error, "host routes do not follow the table yet");
             router.unsettled = true;
@@ -610,20 +623,110 @@ impl Router {
     }
 
     /// Takes up a change of links or addresses, after netlink told of one: reads the interfaces'
-    /// MAC addresses, MTUs and gateways again, and sets host routes that the kernel dropped.
+    /// addresses, MTUs and gateways again, runs the program on interfaces that were made anew, and
+    /// sets host routes that the kernel dropped. An interface that is gone is left out until it is
+    /// back.
     pub fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         let had = self.gateways();
-        let found = interfaces::find(&mut self.kernel.socket, &self.config)?;
+        let socket = &mut self.kernel.socket;
+        let (found, missing) = interfaces::find_present(socket, &self.config)?;
+        self.kernel.set_port_mtu(interfaces::port_mtu(&found))?;
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
+        let attached = self.attach_missing();
+        self.detach_others()?;
         let taken_over = &self.gateways() - &had;
         if !taken_over.is_empty() {
             self.announce_taken_over(&taken_over);
         }
         self.adopt_interfaces()?;
         self.install_guard(&self.pools())?;
-        self.reconcile()
+        if missing.is_empty() {
+            self.follow_segments()?;
+        } else {
+            tracing::warn!(?missing, "interfaces of natmig do not exist");
+        }
+        if let Some(next_hops) = &self.next_hops {
+            next_hops.set_interfaces(elements(&self.interfaces));
+        }
+        self.reconcile()?;
+        attached
+    }
+
+    /// Runs the program on interfaces on which it does not run; the first error, after the others.
+    fn attach_missing(&self) -> Result<(), RouterError> {
+        let mut result = Ok(());
+        for attached in self.interfaces.values() {
+            if !attached.runs_program() || loader::is_attached(&self.instance, &attached.link)? {
+                continue;
+            }
+            let program = loader::open_program(&self.instance, names::PROGRAM)?;
+            match attach(&self.instance, program.as_fd(), attached, self.generic) {
+                Ok(interface) => {
+                    tracing::info!(?interface, "attached to an interface that appeared")
+                }
+                Err(error) if result.is_ok() => result = Err(error),
+                Err(error) => tracing::warn!(%error, "an interface that appeared is not attached"),
+            }
+        }
+        result
+    }
+
+    /// Detaches from interfaces that are not natmig's.
+    fn detach_others(&self) -> Result<(), RouterError> {
+        let indices: Vec<u32> = self
+            .interfaces
+            .iter()
+            .filter(|(_, attached)| attached.runs_program())
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        loader::detach_others(&self.instance, &indices)
+    }
+
+    /// Lets entries follow access interfaces that have another index.
+    fn follow_segments(&mut self) -> Result<(), RouterError> {
+        let segments = segments(&self.config, &self.interfaces);
+        if segments == self.segments {
+            return Ok(());
+        }
+        let rules = self.table();
+        self.segments = segments;
+        let report = self.replace(&rules)?;
+        tracing::info!(?report, "entries follow interfaces that were made anew");
+        Ok(())
+    }
+
+    /// Starts to keep routes and next hops of the program's own, until the router is dropped. The
+    /// routes of prefixes go through `set_routes`, which has [`Router::set_routes`] called with them
+    /// before it returns; if it returns `false`, that was the last time.
+    pub fn keep_next_hops(
+        &mut self,
+        set_routes: impl FnMut(Vec<PrefixRoute>) -> bool + Send + 'static,
+    ) -> Result<(), RouterError> {
+        self.next_hops = None;
+        let interfaces = elements(&self.interfaces);
+        self.next_hops = Some(NextHops::start(&self.instance, interfaces, set_routes)?);
+        Ok(())
+    }
+
+    /// Sets which routes prefixes take.
+    pub fn set_routes(&mut self, routes: &[PrefixRoute]) {
+        for PrefixRoute { prefix, route } in routes {
+            let set = match prefix {
+                IpNet::V4(prefix) => self.tables.set_route_ipv4(*prefix, *route),
+                IpNet::V6(prefix) => self.tables.set_route_ipv6(*prefix, *route),
+            };
+            if let Err(error) = set {
+                tracing::debug!(%error, %prefix, "no room for the route of a prefix");
+                if let IpNet::V4(narrow) = prefix
+                    && let Ok(wide) = ipnet::Ipv4Net::new(narrow.addr(), 16)
+                    && let Err(error) = self.tables.set_route_ipv4(wide.trunc(), 0)
+                {
+                    tracing::error!(%error, %wide, "a prefix keeps its route");
+                }
+            }
+        }
     }
 
     fn adopt_interfaces(&mut self) -> Result<(), RouterError> {
@@ -783,8 +886,31 @@ pub fn unload(instance: &str) -> Result<(), RouterError> {
     if !instance.pins().exists() {
         return Err(not_loaded(&instance));
     }
-    let _lock = instance.lock()?;
-    remove_all(&instance)
+    let lock = instance.lock()?;
+    remove_all(&instance)?;
+    lock.remove(&instance)
+        .map_err(RouterError::system("remove the lock file"))
+}
+
+/// Runs the program on an interface.
+fn attach(
+    instance: &Instance,
+    program: BorrowedFd<'_>,
+    attached: &Attached,
+    generic: bool,
+) -> Result<AttachedInterface, RouterError> {
+    let role = Role::from_raw(attached.interface.role);
+    let generic = generic && role != Some(Role::Kernel);
+    let role = role.map_or("trunk", Role::name);
+    loader::attach(instance, program, &attached.link, role, generic)
+}
+
+/// The interfaces as the program knows them.
+fn elements(interfaces: &BTreeMap<u32, Attached>) -> BTreeMap<u32, Interface> {
+    interfaces
+        .iter()
+        .map(|(ifindex, attached)| (*ifindex, attached.interface))
+        .collect()
 }
 
 fn remove_all(instance: &Instance) -> Result<(), RouterError> {

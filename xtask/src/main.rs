@@ -45,6 +45,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measures natmig beside other ways to forward and to translate: see `--help`.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the benchmarks, such as `--quick` or `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Runs every check: format, lints, documentation, unit and property tests, packet fixtures in
     /// the kernel, router and lab scenarios.
     #[command(visible_alias = "ci")]
@@ -86,6 +93,19 @@ fn run(task: Task) -> Result<ExitCode> {
             let lab = object::build_binary(&object, "natmig-lab")?;
             arguments.insert(0, "demo".into());
             Privileged::find()?.run_to_exit(&lab, &arguments, &[("NATMIG_BIN", natmig.as_os_str())])
+        }
+        Task::Bench { arguments } => {
+            let toolchain = setup::prepare(setup::For::Tests)?;
+            let object = object::build(&toolchain)?;
+            let programs = object::build_bench(&toolchain)?;
+            let natmig = object::build_binary(&object, "natmig")?;
+            let bench = object::build_binary(&object, "natmig-bench")?;
+            let variables = [
+                ("NATMIG_EBPF_OBJECT", object.as_os_str()),
+                ("NATMIG_BENCH_OBJECT", programs.as_os_str()),
+                ("NATMIG_BIN", natmig.as_os_str()),
+            ];
+            Privileged::find()?.run_to_exit(&bench, &arguments, &variables)
         }
         Task::Test(arguments) => test::run(&arguments),
     }

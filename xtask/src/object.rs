@@ -14,9 +14,18 @@ use crate::{
 const RUSTFLAGS: &str = "-C target-cpu=v3 -C debuginfo=2 -C link-arg=--btf";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds the eBPF object and returns its path.
+/// Builds natmig's eBPF object and returns its path.
 pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    step("building the eBPF program");
+    build_object(toolchain, "natmig-ebpf", "natmig-bpf")
+}
+
+/// Builds the object of the benchmarks' own programs and returns its path.
+pub(crate) fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
+    build_object(toolchain, "natmig-bench-ebpf", "natmig-bench-bpf")
+}
+
+fn build_object(toolchain: &Toolchain, package: &str, program: &str) -> Result<PathBuf> {
+    step(&format!("building the eBPF object {program}"));
     let directory = std::env::current_dir()?.join("target/bpf");
     check(
         toolchain
@@ -29,19 +38,12 @@ pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
                 "-Z",
                 "build-std=core",
             ])
-            .args([
-                "--target",
-                TARGET,
-                "--package",
-                "natmig-ebpf",
-                "--bin",
-                "natmig-bpf",
-            ])
+            .args(["--target", TARGET, "--package", package, "--bin", program])
             .args(["--features", "program", "--target-dir"])
             .arg(&directory)
             .env("RUSTFLAGS", RUSTFLAGS),
     )?;
-    Ok(directory.join(TARGET).join("release/natmig-bpf"))
+    Ok(directory.join(TARGET).join("release").join(program))
 }
 
 /// Builds one of the workspace's binaries, with the object embedded where it embeds one.

@@ -66,6 +66,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let fixtures = object::build_binary(&object, kernel::FIXTURES)?;
     check(root.command(&fixtures, &variables).arg("--json"))?;
 
+    step("benchmarks, too briefly to measure anything");
+    let bench = object::build_binary(&object, "natmig-bench")?;
+    let programs = object::build_bench(&toolchain)?;
+    let mut smoke = root.command(
+        &bench,
+        &[
+            variables[0],
+            variables[1],
+            ("NATMIG_BENCH_OBJECT", programs.as_os_str()),
+        ],
+    );
+    check(smoke.args(["--smoke", "--json"]))?;
+
     step("lab scenarios");
     let mut scenarios = cargo();
     scenarios

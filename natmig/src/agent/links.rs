@@ -12,8 +12,9 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// Multicast groups of `NETLINK_ROUTE`: links, and IPv4 addresses.
-const GROUPS: u32 = (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR) as u32;
+/// Multicast groups of `NETLINK_ROUTE`: links, and addresses.
+const GROUPS: u32 =
+    (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR) as u32;
 
 /// Changes come in bursts; they are answered once, this long after the first.
 const SETTLE: Duration = Duration::from_millis(20);

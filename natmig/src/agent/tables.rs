@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
-    router::{Announcement, CommitReport, Held, Router, RouterError},
+    router::{Announcement, CommitReport, Held, Router, RouterError, next_hops::PrefixRoute},
     rule::{Changes, Rule, TransactionId},
 };
+
+/// Has [`Tables::set_routes`] called before it returns; `false` if that can no longer be.
+pub type SetRoutes = Box<dyn FnMut(Vec<PrefixRoute>) -> bool + Send>;
 
 /// A router's tables; every method may block. They are described at [`Router`].
 #[allow(
@@ -32,6 +35,10 @@ pub trait Tables: Send + 'static {
     fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
     fn take_announcements(&mut self) -> Vec<Announcement>;
     fn refresh_interfaces(&mut self) -> Result<(), RouterError>;
+    fn keep_next_hops(&mut self, _set_routes: SetRoutes) -> Result<(), RouterError> {
+        Ok(())
+    }
+    fn set_routes(&mut self, _routes: &[PrefixRoute]) {}
     fn announce(announcements: &[Announcement]) -> Result<(), RouterError>;
 }
 
@@ -92,6 +99,14 @@ impl Tables for Router {
 
     fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         self.refresh_interfaces()
+    }
+
+    fn keep_next_hops(&mut self, set_routes: SetRoutes) -> Result<(), RouterError> {
+        self.keep_next_hops(set_routes)
+    }
+
+    fn set_routes(&mut self, routes: &[PrefixRoute]) {
+        self.set_routes(routes);
     }
 
     fn announce(announcements: &[Announcement]) -> Result<(), RouterError> {

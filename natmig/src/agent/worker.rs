@@ -18,7 +18,7 @@ use super::{announcer::Announcer, tables::Tables, term::TermFile};
 use crate::{
     coordinator::{Command as Machine, Held, HeldState, Timestamp},
     proto::{Command, Order, Outcome, Reply, v1},
-    router::RouterError,
+    router::{RouterError, next_hops::PrefixRoute},
 };
 
 /// Commands that may wait for the tables; more than that stop the stream, not the memory.
@@ -31,6 +31,11 @@ pub(super) enum Work {
     Report(oneshot::Sender<TableReport>),
     /// The kernel's interfaces or addresses changed: read them again.
     Refresh,
+    /// Set routes of prefixes, and say so.
+    Routes {
+        routes: Vec<PrefixRoute>,
+        done: oneshot::Sender<()>,
+    },
     /// Carry out a command, and send the reply to its session.
     Command {
         command: Command,
@@ -61,6 +66,11 @@ pub(super) fn start<T: Tables>(
         term,
         announcer,
     };
+    let queue_for_routes = work.downgrade();
+    let set_routes = move |routes| set_routes(&queue_for_routes, routes);
+    if let Err(error) = state.tables.keep_next_hops(Box::new(set_routes)) {
+        tracing::warn!(%error, "next hops are asked of the kernel for every packet");
+    }
     let thread = thread::Builder::new()
         .name("tables".to_owned())
         .spawn(move || {
@@ -70,6 +80,15 @@ pub(super) fn start<T: Tables>(
             state.tables
         })?;
     Ok((work, thread))
+}
+
+/// Has the thread of the tables set routes of prefixes, and waits until it has; whether it did.
+fn set_routes(queue: &mpsc::WeakSender<Work>, routes: Vec<PrefixRoute>) -> bool {
+    let (done, set) = oneshot::channel();
+    let sent = queue
+        .upgrade()
+        .is_some_and(|queue| queue.blocking_send(Work::Routes { routes, done }).is_ok());
+    sent && set.blocking_recv().is_ok()
 }
 
 struct State<T> {
@@ -99,6 +118,12 @@ impl<T: Tables> State<T> {
                     tracing::warn!(%error, "cannot read the interfaces again");
                 }
                 self.announcer.announce(self.tables.take_announcements());
+            }
+            Work::Routes { routes, done } => {
+                self.tables.set_routes(&routes);
+                if done.send(()).is_err() {
+                    tracing::debug!("the keeper of next hops ended before its routes were set");
+                }
             }
             Work::Command { command, replies } => {
                 let sequence = command.sequence;

@@ -24,6 +24,7 @@ const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_TEST_RUN: u32 = 10;
 const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_LOOKUP_BATCH: u32 = 24;
@@ -245,6 +246,21 @@ pub(super) fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> i
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers among the attributes.
     unsafe { Builder::new().fd(link).fd(program).call(LINK_UPDATE) }.map(drop)
+}
+
+/// Runs an XDP program once, on a frame of zeros.
+pub(super) fn run_program(program: BorrowedFd<'_>) -> io::Result<()> {
+    let frame = [0_u8; 64];
+    let attributes = Builder::new()
+        .fd(program)
+        .u32(0)
+        .u32(u32::try_from(frame.len()).unwrap_or(0))
+        .u32(0)
+        .pointer(frame.as_ptr())
+        .u64(0)
+        .u32(1);
+    // SAFETY: the frame is as long as is said, valid during the call, and only read.
+    unsafe { attributes.call(PROG_TEST_RUN) }.map(drop)
 }
 
 /// A map, with the sizes that the kernel reports.

@@ -1,6 +1,6 @@
 //! A look at an instance and its interfaces as they are, loaded or not, for `natmig doctor`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     RouterError, guard,
@@ -89,7 +89,10 @@ pub(crate) fn inspect(name: &str) -> Result<Inspected, RouterError> {
             addresses: addresses
                 .iter()
                 .filter(|(ifindex, _)| *ifindex == link.ifindex)
-                .map(|(_, address)| *address)
+                .filter_map(|(_, address)| match address {
+                    IpAddr::V4(address) => Some(*address),
+                    IpAddr::V6(_) => None,
+                })
                 .collect(),
             name: link.name,
             kind: link.kind,

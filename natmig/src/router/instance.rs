@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -110,6 +111,16 @@ impl Instance {
 
     /// Becomes the instance's single writer, until the lock is dropped.
     pub(super) fn lock(&self) -> Result<Lock, RouterError> {
+        loop {
+            let lock = self.lock_once()?;
+            // Who unloads removes the file that it has locked: a lock on it locks nothing.
+            if lock.is_of(&self.lock_file()) {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn lock_once(&self) -> Result<Lock, RouterError> {
         let path = self.lock_file();
         let doing = format!("open {}", path.display());
         fs::create_dir_all(RUN).map_err(RouterError::system(format!("create {RUN}")))?;
@@ -144,12 +155,25 @@ impl Instance {
             writeln!(file, "{}", std::process::id())
         };
         write(&mut file).map_err(RouterError::system(&*doing))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 }
 
 /// Held by the single writer of an instance.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
+}
+
+impl Lock {
+    fn is_of(&self, path: &Path) -> bool {
+        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let locked = self.file.metadata().map(inode);
+        matches!((locked, fs::metadata(path).map(inode)), (Ok(one), Ok(other)) if one == other)
+    }
+
+    /// Ends the lock and removes its file.
+    pub(super) fn remove(self, instance: &Instance) -> io::Result<()> {
+        fs::remove_file(instance.lock_file())
+    }
 }

@@ -71,9 +71,9 @@ const PORT_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 pub(super) struct Kernel {
     pub(super) socket: Socket,
     pub(super) port: Port,
-    routes: AddressMap<Ipv4Addr, HostRoute>,
-    /// The router's addresses by interface.
-    own_addresses: BTreeMap<u32, Ipv4Addr>,
+    routes: AddressMap<IpAddr, HostRoute>,
+    /// The router's addresses by interface, of both families.
+    own_addresses: BTreeMap<u32, [Option<IpAddr>; 2]>,
     watched: BTreeMap<u32, AddressSet<IpAddr>>,
 }
 
@@ -113,10 +113,17 @@ impl Kernel {
         }
         // The program cannot complete a checksum that the kernel left to hardware.
         disable_tx_checksum(&near).map_err(doing())?;
-        write_sysctl(&far, "rp_filter", "0").map_err(doing())?;
+        write_sysctl("ipv4", &far, "rp_filter", "0").map_err(doing())?;
         // A packet that the program leaves to the kernel, to resolve its next hop or to fragment it,
         // comes in here with the router's own address as its source.
-        write_sysctl(&far, "accept_local", "1").map_err(doing())?;
+        write_sysctl("ipv4", &far, "accept_local", "1").map_err(doing())?;
+        for (name, value) in [("accept_ra", "0"), ("forwarding", "1")] {
+            match write_sysctl("ipv6", &far, name, value) {
+                // A kernel without IPv6.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(doing())?,
+            }
+        }
         // Where reverse-path filtering is loose for all interfaces, the kernel drops whatever comes in
         // on an interface without an address.
         socket
@@ -159,8 +166,8 @@ impl Kernel {
         let mut wanted = AddressMap::default();
         for (bound, version) in entries {
             self.watch(&bound);
-            if let (Some(route), IpAddr::V4(address)) = (host_route(&version), bound.address) {
-                wanted.insert(address, route);
+            if let Some(route) = host_route(&version) {
+                wanted.insert(bound.address, route);
             }
         }
         let doing = || RouterError::system("reconcile host routes and neighbours");
@@ -206,7 +213,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn add_route(&self, address: Ipv4Addr, route: HostRoute) -> Change {
+    fn add_route(&self, address: IpAddr, route: HostRoute) -> Change {
         let (ifindex, segment) = match route {
             HostRoute::Port { home } => (self.port.near, home),
             HostRoute::Access { ifindex, .. } => (ifindex, ifindex),
@@ -214,13 +221,16 @@ impl Kernel {
         Change::AddRoute {
             address,
             ifindex,
-            source: self.own_addresses.get(&segment).copied(),
+            source: self
+                .own_addresses
+                .get(&segment)
+                .and_then(|own| own[usize::from(address.is_ipv6())]),
         }
     }
 
     /// Takes note of the router's interfaces: its own addresses on them; that access interfaces
     /// receive frames to the gateway's MAC address, which guests and their peers keep sending long
-    /// after a VM has gone home; and that next hops in the fabric stay resolved.
+    /// after a VM has gone home.
     pub(super) fn adopt(
         &mut self,
         interfaces: &BTreeMap<u32, Attached>,
@@ -229,10 +239,13 @@ impl Kernel {
         let mut changes = Vec::new();
         self.own_addresses.clear();
         for (ifindex, attached) in interfaces {
-            let address = Ipv4Addr::from(attached.interface.address);
-            if !address.is_unspecified() {
-                self.own_addresses.insert(*ifindex, address);
-            }
+            let interface = &attached.interface;
+            let own = [
+                IpAddr::from(interface.address),
+                IpAddr::from(interface.address_ipv6),
+            ];
+            let own = own.map(|address| (!address.is_unspecified()).then_some(address));
+            self.own_addresses.insert(*ifindex, own);
             let is_access = attached.interface.role == Role::Access as u8;
             if is_access && attached.interface.mac != gateway_mac {
                 changes.push(Change::TakeMac {
@@ -241,22 +254,41 @@ impl Kernel {
                 });
             }
         }
-        // The program's look-ups resolve no neighbour, and do not tell the kernel that one is used.
-        let doing = || RouterError::system("keep the fabric's next hops resolved");
-        let gateways = self.socket.gateways().map_err(doing())?;
-        let in_fabric = |ifindex: &u32| {
-            let attached = interfaces.get(ifindex);
-            attached.is_some_and(|attached| attached.interface.role == Role::Fabric as u8)
-        };
-        changes.extend(
-            gateways
-                .into_iter()
-                .filter(|(_, ifindex)| in_fabric(ifindex))
-                .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex }),
-        );
         self.socket.apply(&changes).map_err(RouterError::system(
-            "set up MAC addresses and neighbours of the interfaces",
+            "set up MAC addresses of the interfaces",
         ))
+    }
+
+    /// Has the kernel keep the gateways of its routes resolved: the program's look-ups resolve no
+    /// neighbour, and do not tell the kernel that one is used.
+    pub(super) fn keep_gateways(
+        &mut self,
+        interfaces: &BTreeMap<u32, Attached>,
+    ) -> Result<(), RouterError> {
+        let doing = || RouterError::system("keep the next hops resolved");
+        let gateways = self.socket.gateways().map_err(doing())?;
+        // Being kept would end their permanence.
+        let permanent = self.socket.permanent_neighbors().map_err(doing())?;
+        let changes: Vec<Change> = gateways
+            .into_iter()
+            .filter(|gateway| interfaces.contains_key(&gateway.1) && !permanent.contains(gateway))
+            .map(|(address, ifindex)| Change::KeepNeighbor { address, ifindex })
+            .collect();
+        self.socket.apply(&changes).map_err(doing())
+    }
+
+    /// Gives both ends of the port another MTU.
+    pub(super) fn set_port_mtu(&mut self, mtu: u32) -> Result<(), RouterError> {
+        if self.port.mtu == mtu {
+            return Ok(());
+        }
+        for ifindex in [self.port.near, self.port.far] {
+            self.socket
+                .set_mtu(ifindex, mtu)
+                .map_err(RouterError::system("set the MTU of the router's port"))?;
+        }
+        self.port.mtu = mtu;
+        Ok(())
     }
 
     /// Lets the kernel's routes and neighbours follow versions that count from here on.
@@ -266,9 +298,6 @@ impl Kernel {
     ) -> Result<(), RouterError> {
         let mut changes = Vec::new();
         for (address, version) in versions {
-            let IpAddr::V4(address) = address else {
-                continue;
-            };
             let wanted = host_route(&version);
             let held = self.routes.get(&address).copied();
             if wanted == held {
@@ -321,13 +350,9 @@ impl Kernel {
     /// Whether what becomes of an address concerns the kernel: it does not if it never did, and the
     /// version says nothing of this router's interfaces.
     pub(super) fn is_concerned(&self, address: IpAddr, version: &Decoded) -> bool {
-        let routed = |address: IpAddr| match address {
-            IpAddr::V4(address) => self.routes.contains_key(&address),
-            IpAddr::V6(_) => false,
-        };
         host_route(version).is_some()
             || watched(version).is_some()
-            || (!self.routes.is_empty() && routed(address))
+            || self.routes.contains_key(&address)
             || self
                 .watched
                 .values()
@@ -374,6 +399,11 @@ pub(super) fn remove(
     for (address, ifindex, _) in socket.neighbors().map_err(doing())? {
         if interfaces.contains_key(&ifindex) {
             changes.push(Change::RemoveNeighbor { address, ifindex });
+        }
+    }
+    for (address, ifindex) in socket.kept_neighbors().map_err(doing())? {
+        if interfaces.contains_key(&ifindex) {
+            changes.push(Change::LetGoNeighbor { address, ifindex });
         }
     }
     for (address, ifindex) in socket.routes().map_err(doing())? {
@@ -439,20 +469,25 @@ fn disable_tx_checksum(interface: &str) -> io::Result<()> {
     }
 }
 
-fn write_sysctl(interface: &str, name: &str, value: &str) -> io::Result<()> {
-    std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"), value)
+fn write_sysctl(family: &str, interface: &str, name: &str, value: &str) -> io::Result<()> {
+    std::fs::write(
+        format!("/proc/sys/net/{family}/conf/{interface}/{name}"),
+        value,
+    )
 }
 
-/// What the network namespace's settings do to natmig, where that is not what it needs.
-pub(super) fn warnings(interfaces: &[String]) -> Vec<String> {
+/// What the network namespace's settings do to natmig, where that is not what it needs. `ipv6`: some
+/// segment has an IPv6 prefix.
+pub(super) fn warnings(interfaces: &[String], ipv6: bool) -> Vec<String> {
     let read = |path: String| -> u32 {
         std::fs::read_to_string(path)
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0)
     };
-    let conf =
-        |interface: &str, name: &str| read(format!("/proc/sys/net/ipv4/conf/{interface}/{name}"));
+    let conf = |family: &str, interface: &str, name: &str| {
+        read(format!("/proc/sys/net/{family}/conf/{interface}/{name}"))
+    };
     let mut warnings = Vec::new();
     if read("/proc/sys/net/ipv4/ip_forward".to_owned()) == 0 {
         warnings.push(
@@ -461,11 +496,15 @@ pub(super) fn warnings(interfaces: &[String]) -> Vec<String> {
     }
     for interface in interfaces {
         // The kernel takes the larger of the two.
-        if conf("all", "rp_filter").max(conf(interface, "rp_filter")) == 1 {
+        let ipv4 = |name: &str| conf("ipv4", "all", name).max(conf("ipv4", interface, name));
+        if ipv4("rp_filter") == 1 {
             warnings.push(format!("net.ipv4.conf.{interface}.rp_filter is strict, so fall-backs to the kernel may be dropped: set it and net.ipv4.conf.all.rp_filter to 2 or 0"));
         }
-        if conf("all", "send_redirects").max(conf(interface, "send_redirects")) == 1 {
+        if ipv4("send_redirects") == 1 {
             warnings.push(format!("net.ipv4.conf.{interface}.send_redirects is on, so hosts may be told other paths: set it and net.ipv4.conf.all.send_redirects to 0"));
+        }
+        if ipv6 && conf("ipv6", interface, "forwarding") == 0 {
+            warnings.push(format!("net.ipv6.conf.{interface}.forwarding is 0, so IPv6 that comes in there is not forwarded: set net.ipv6.conf.all.forwarding to 1"));
         }
     }
     warnings

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -38,10 +38,18 @@ const SPARE_COUNTERS: u32 = 16;
 /// Addresses whose counters by binding may overflow; each has had more than 2^25 packets.
 const BUSY_ADDRESSES: u32 = 65_536;
 
-/// A loaded program.
+/// The loaded programs.
 pub(super) struct Program {
     _ebpf: Ebpf,
     fd: ProgramFd,
+    heartbeat: ProgramFd,
+}
+
+impl AsFd for Program {
+    /// The translating one.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// The sizes of maps that are created.
@@ -160,20 +168,26 @@ fn load_once(
         loader.map_pin_path(name, directory.join(name));
     }
     let mut ebpf = loader.load(object).map_err(|error| describe(&error))?;
-    let program: &mut Xdp = ebpf
-        .program_mut(names::PROGRAM)
-        .ok_or_else(|| {
-            RouterError::Program(format!("the object has no program {}", names::PROGRAM))
-        })?
-        .try_into()
-        .map_err(|error: aya::programs::ProgramError| describe(&error))?;
-    program.load().map_err(|error| describe(&error))?;
-    let fd = program
-        .fd()
-        .map_err(|error| describe(&error))?
-        .try_clone()
-        .map_err(RouterError::system("keep the program"))?;
-    let program = Program { _ebpf: ebpf, fd };
+    let mut load = |name: &str| {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .ok_or_else(|| RouterError::Program(format!("the object has no program {name}")))?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| describe(&error))?;
+        program.load().map_err(|error| describe(&error))?;
+        program
+            .fd()
+            .map_err(|error| describe(&error))?
+            .try_clone()
+            .map_err(RouterError::system("keep the program"))
+    };
+    let fd = load(names::PROGRAM)?;
+    let heartbeat = load(names::HEARTBEAT_PROGRAM)?;
+    let program = Program {
+        _ebpf: ebpf,
+        fd,
+        heartbeat,
+    };
     // Maps that the program does not use are no less the instance's.
     for name in names::MAPS {
         let path = directory.join(name);
@@ -186,22 +200,44 @@ fn load_once(
     Ok(program)
 }
 
-/// Pins the program in the place of its predecessor.
+/// Pins the programs in the place of their predecessors.
 pub(super) fn pin_program(instance: &Instance, program: &Program) -> Result<(), RouterError> {
-    let path = instance.programs().join(names::PROGRAM);
-    let aside = instance.programs().join("next");
-    let pin = || -> io::Result<()> {
-        remove_file(&aside)?;
-        bpf::pin(program.fd.as_fd(), &aside)?;
-        fs::rename(&aside, &path)
-    };
-    pin().map_err(RouterError::system(format!("pin {}", path.display())))
+    let programs = [
+        (names::HEARTBEAT_PROGRAM, &program.heartbeat),
+        (names::PROGRAM, &program.fd),
+    ];
+    for (name, fd) in programs {
+        let path = instance.programs().join(name);
+        let aside = instance.programs().join("next");
+        let pin = || -> io::Result<()> {
+            remove_file(&aside)?;
+            bpf::pin(fd.as_fd(), &aside)?;
+            fs::rename(&aside, &path)
+        };
+        pin().map_err(RouterError::system(format!("pin {}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// The pinned program of this name.
+pub(super) fn open_program(instance: &Instance, name: &str) -> Result<OwnedFd, RouterError> {
+    let path = instance.programs().join(name);
+    bpf::open_pin(&path, false).map_err(RouterError::system(format!(
+        "open the pinned program {}",
+        path.display()
+    )))
+}
+
+/// Whether a program of the instance's runs on an interface.
+pub(super) fn is_attached(instance: &Instance, link: &Link) -> Result<bool, RouterError> {
+    let pinned = open_link(instance, link.ifindex)?;
+    Ok(pinned.is_some_and(|(_, info)| info.ifindex == link.ifindex))
 }
 
 /// Runs the program on an interface: in the place of its predecessor, or attached anew.
 pub(super) fn attach(
     instance: &Instance,
-    program: &Program,
+    program: BorrowedFd<'_>,
     link: &Link,
     role: &'static str,
     generic: bool,
@@ -217,9 +253,9 @@ pub(super) fn attach(
     let mode = |generic: bool| if generic { "generic" } else { "native" };
     if let Some((pinned, info)) = open_link(instance, link.ifindex)? {
         if info.ifindex == link.ifindex {
-            bpf::update_link(pinned.as_fd(), program.fd.as_fd()).map_err(RouterError::system(
-                format!("replace the program of {name}"),
-            ))?;
+            bpf::update_link(pinned.as_fd(), program).map_err(RouterError::system(format!(
+                "replace the program of {name}"
+            )))?;
             return Ok(attached(mode(link.xdp_generic), true));
         }
         // The interface it was on is gone.
@@ -231,16 +267,15 @@ pub(super) fn attach(
     } else {
         bpf::XDP_NATIVE
     };
-    let attached_link =
-        bpf::attach_xdp(program.fd.as_fd(), link.ifindex, flags).map_err(|cause| {
-            let interface = name.clone();
-            match cause.raw_os_error() {
-                Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) if !generic => {
-                    RouterError::NoNativeXdp { interface, cause }
-                }
-                _ => RouterError::system(format!("attach to {name}"))(cause),
+    let attached_link = bpf::attach_xdp(program, link.ifindex, flags).map_err(|cause| {
+        let interface = name.clone();
+        match cause.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) if !generic => {
+                RouterError::NoNativeXdp { interface, cause }
             }
-        })?;
+            _ => RouterError::system(format!("attach to {name}"))(cause),
+        }
+    })?;
     let path = instance.link(link.ifindex);
     bpf::pin(attached_link.as_fd(), &path)
         .map_err(RouterError::system(format!("pin {}", path.display())))?;

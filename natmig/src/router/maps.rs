@@ -60,10 +60,8 @@ pub(super) struct Maps {
     pub(super) routes: Shared<u64>,
     #[expect(dead_code, reason = "the keeper of next hops writes it")]
     pub(super) next_hops: Shared<NextHop>,
-    #[expect(dead_code, reason = "the keeper of next hops writes it")]
     pub(super) heartbeat: Shared<Heartbeat>,
     pub(super) interfaces: MapHandle,
-    #[expect(dead_code, reason = "the table of interfaces fills it")]
     pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,

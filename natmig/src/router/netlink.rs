@@ -1,224 +1,44 @@
 //! rtnetlink as this router needs it: links, addresses, host routes and neighbours of its own
 //! protocol number, many changes per system call, and no runtime around it.
 
+mod change;
+mod link;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
     NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
-    },
+    link::{LinkAttribute, LinkFlags, LinkMessage},
     neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
-        NeighbourState,
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
     },
-    route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-        RouteType,
-    },
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteVia},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tracing::warn;
 
+pub(super) use self::{change::Change, link::Link};
+use self::{
+    change::{Request, full_length},
+    link::{link, no_link_local_address, port_request},
+};
+
 /// Protocol number of natmig's routes and neighbours (`RTPROT_*` above those that iproute2 names).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(110);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(110);
 
 /// Requests per system call: their answers fit a default receive buffer.
 const CHUNK: usize = 100;
 
 /// Bytes of the receive buffer: more than the kernel puts into one datagram of a dump.
 const DATAGRAM: usize = 1 << 17;
-
-/// A network interface.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Link {
-    pub(super) ifindex: u32,
-    pub(super) name: String,
-    pub(super) mac: [u8; 6],
-    pub(super) mtu: u32,
-    pub(super) flags: u32,
-    /// The kind of a virtual interface, such as `veth`, `bridge`, `vlan`.
-    pub(super) kind: Option<String>,
-    /// The interface that this one is on top of, in this namespace or another.
-    pub(super) lower: Option<u32>,
-    /// Whether that one is in another network namespace, so that its index means nothing here.
-    pub(super) lower_is_elsewhere: bool,
-    /// Id of the XDP program that runs on it.
-    pub(super) xdp: Option<u32>,
-    /// Whether that runs in generic mode.
-    pub(super) xdp_generic: bool,
-}
-
-/// A change of the kernel's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    AddRoute {
-        address: Ipv4Addr,
-        ifindex: u32,
-        /// The address that the kernel's own packets get.
-        source: Option<Ipv4Addr>,
-    },
-    RemoveRoute {
-        address: Ipv4Addr,
-        ifindex: u32,
-    },
-    AddNeighbor {
-        address: Ipv4Addr,
-        ifindex: u32,
-        mac: [u8; 6],
-    },
-    RemoveNeighbor {
-        address: Ipv4Addr,
-        ifindex: u32,
-    },
-    /// Has an interface receive unicast frames for a further MAC address.
-    TakeMac {
-        ifindex: u32,
-        mac: [u8; 6],
-    },
-    ReleaseMac {
-        ifindex: u32,
-        mac: [u8; 6],
-    },
-    /// Has the kernel keep a neighbour resolved, whether it uses it itself or not.
-    KeepNeighbor {
-        address: Ipv4Addr,
-        ifindex: u32,
-    },
-}
-
-/// A request that is acknowledged.
-struct Request {
-    message: RouteNetlinkMessage,
-    /// `NLM_F_*` beyond those that every request has.
-    flags: u16,
-    /// The error that means what was asked for is so already.
-    ignore: Option<i32>,
-}
-
-impl Request {
-    fn new(message: RouteNetlinkMessage, flags: u16) -> Self {
-        Self {
-            message,
-            flags,
-            ignore: None,
-        }
-    }
-
-    fn ignoring(self, errno: i32) -> Self {
-        Self {
-            ignore: Some(errno),
-            ..self
-        }
-    }
-}
-
-impl From<&Change> for Request {
-    fn from(change: &Change) -> Self {
-        use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewNeighbour, NewRoute};
-
-        let replace = NLM_F_CREATE | NLM_F_REPLACE;
-        match *change {
-            Change::AddRoute {
-                address,
-                ifindex,
-                source,
-            } => {
-                let mut route = host_route(address, ifindex);
-                let source = source.map(RouteAddress::Inet);
-                route
-                    .attributes
-                    .extend(source.map(RouteAttribute::PrefSource));
-                Self::new(NewRoute(route), replace)
-            }
-            // What is gone is gone.
-            Change::RemoveRoute { address, ifindex } => {
-                Self::new(DelRoute(host_route(address, ifindex)), 0).ignoring(libc::ESRCH)
-            }
-            Change::AddNeighbor {
-                address,
-                ifindex,
-                mac,
-            } => {
-                let mut message = neighbor(address, ifindex);
-                message.header.state = NeighbourState::Permanent;
-                message.attributes.extend([
-                    NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-                    NeighbourAttribute::Protocol(PROTOCOL),
-                ]);
-                Self::new(NewNeighbour(message), replace)
-            }
-            Change::RemoveNeighbor { address, ifindex } => {
-                Self::new(DelNeighbour(neighbor(address, ifindex)), 0).ignoring(libc::ENOENT)
-            }
-            Change::KeepNeighbor { address, ifindex } => {
-                let mut message = neighbor(address, ifindex);
-                // Linux 5.16 and later.
-                let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-                message.attributes.push(managed);
-                // Not with a permanent entry, which needs no keeping.
-                Self::new(NewNeighbour(message), replace).ignoring(libc::EINVAL)
-            }
-            Change::TakeMac { ifindex, mac } => {
-                let message = NewNeighbour(receive_filter(ifindex, mac));
-                Self::new(message, NLM_F_CREATE).ignoring(libc::EEXIST)
-            }
-            Change::ReleaseMac { ifindex, mac } => {
-                let message = DelNeighbour(receive_filter(ifindex, mac));
-                Self::new(message, 0).ignoring(libc::ENOENT)
-            }
-        }
-    }
-}
-
-/// A unicast host route of natmig's.
-fn host_route(address: Ipv4Addr, ifindex: u32) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
-        destination_prefix_length: 32,
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: PROTOCOL,
-        scope: RouteScope::Link,
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(address)),
-        RouteAttribute::Oif(ifindex),
-    ];
-    message
-}
-
-fn neighbor(address: Ipv4Addr, ifindex: u32) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = ifindex;
-    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(
-        address,
-    ))];
-    message
-}
-
-/// An entry of an interface's own table of MAC addresses.
-fn receive_filter(ifindex: u32, mac: [u8; 6]) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = ifindex;
-    message.header.state = NeighbourState::Permanent;
-    message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
-    message
-}
 
 /// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -361,20 +181,19 @@ impl Socket {
         self.acknowledged(vec![Request::new(message, NLM_F_CREATE | NLM_F_REPLACE)])
     }
 
-    /// All IPv4 addresses of the network namespace, with their interface.
-    pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
+    /// All addresses of the network namespace, with their interface.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
         let mut addresses = Vec::new();
-        let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet;
-        self.dump(RouteNetlinkMessage::GetAddress(request), |message| {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.dump(request, |message| {
             let RouteNetlinkMessage::NewAddress(message) = message else {
                 return;
             };
             let (mut local, mut other) = (None, None);
             for attribute in message.attributes {
-                if let AddressAttribute::Local(IpAddr::V4(address)) = attribute {
+                if let AddressAttribute::Local(address) = attribute {
                     local = Some(address);
-                } else if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
+                } else if let AddressAttribute::Address(address) = attribute {
                     other = Some(address);
                 }
             }
@@ -421,28 +240,29 @@ impl Socket {
     }
 
     /// The host routes of natmig's protocol number, with their interface.
-    pub(super) fn routes(&mut self) -> io::Result<Vec<(Ipv4Addr, u32)>> {
+    pub(super) fn routes(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
         let mut routes = Vec::new();
         self.dump_routes(|message| {
-            let header = &message.header;
-            if header.destination_prefix_length != 32 || header.protocol != PROTOCOL {
+            if message.header.protocol != PROTOCOL {
                 return;
             }
             let (mut destination, mut interface) = (None, None);
-            for attribute in message.attributes {
-                if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
-                    destination = Some(address);
+            for attribute in &message.attributes {
+                if let RouteAttribute::Destination(address) = attribute {
+                    destination = route_address(address);
                 } else if let RouteAttribute::Oif(ifindex) = attribute {
-                    interface = Some(ifindex);
+                    interface = Some(*ifindex);
                 }
             }
+            let length = message.header.destination_prefix_length;
+            let destination = destination.filter(|address| length == full_length(*address));
             routes.extend(destination.zip(interface));
         })?;
         Ok(routes)
     }
 
-    /// Gateways of all IPv4 routes, with their interface.
-    pub(super) fn gateways(&mut self) -> io::Result<Vec<(Ipv4Addr, u32)>> {
+    /// Gateways of all routes, with their interface.
+    pub(super) fn gateways(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
         let mut gateways = Vec::new();
         self.dump_routes(|message| {
             let mut interface = None;
@@ -463,42 +283,88 @@ impl Socket {
     }
 
     fn dump_routes(&mut self, mut each: impl FnMut(RouteMessage)) -> io::Result<()> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = AddressFamily::Inet;
-        self.dump(RouteNetlinkMessage::GetRoute(request), |message| {
-            if let RouteNetlinkMessage::NewRoute(message) = message {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            self.dump(RouteNetlinkMessage::GetRoute(request), |message| {
+                if let RouteNetlinkMessage::NewRoute(message) = message {
+                    each(message);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The permanent neighbours that natmig made, with interface and MAC address.
+    pub(super) fn neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32, [u8; 6])>> {
+        let mut neighbors = Vec::new();
+        self.dump_neighbors(|message| {
+            if message.header.state == NeighbourState::Permanent {
+                let mac = message.attributes.iter().find_map(|attribute| {
+                    if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
+                        bytes.as_slice().try_into().ok()
+                    } else {
+                        None
+                    }
+                });
+                let found = |address| (address, message.header.ifindex, mac.unwrap_or_default());
+                neighbors.extend(destination(message).map(found));
+            }
+        })?;
+        Ok(neighbors)
+    }
+
+    /// All neighbours that are permanent, whoever made them.
+    pub(super) fn permanent_neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
+        let mut permanent = Vec::new();
+        self.dump_all_neighbors(|message| {
+            if message.header.state == NeighbourState::Permanent {
+                let found = |address| (address, message.header.ifindex);
+                permanent.extend(destination(message).map(found));
+            }
+        })?;
+        Ok(permanent)
+    }
+
+    /// The neighbours that the kernel keeps resolved because natmig told it to, with interface.
+    pub(super) fn kept_neighbors(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
+        let mut kept = Vec::new();
+        self.dump_neighbors(|message| {
+            let managed = |attribute: &NeighbourAttribute| {
+                if let NeighbourAttribute::ExtFlags(flags) = attribute {
+                    flags.contains(NeighbourExtFlags::Managed)
+                } else {
+                    false
+                }
+            };
+            if message.attributes.iter().any(managed) {
+                kept.extend(destination(message).map(|address| (address, message.header.ifindex)));
+            }
+        })?;
+        Ok(kept)
+    }
+
+    /// Calls `each` with the neighbours of natmig's protocol number.
+    fn dump_neighbors(&mut self, mut each: impl FnMut(&NeighbourMessage)) -> io::Result<()> {
+        let protocol = NeighbourAttribute::Protocol(PROTOCOL);
+        self.dump_all_neighbors(|message| {
+            if message.attributes.contains(&protocol) {
                 each(message);
             }
         })
     }
 
-    /// The neighbours of natmig's protocol number.
-    pub(super) fn neighbors(&mut self) -> io::Result<Vec<(Ipv4Addr, u32, [u8; 6])>> {
-        let mut neighbors = Vec::new();
-        let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Inet;
-        self.dump(RouteNetlinkMessage::GetNeighbour(request), |message| {
-            let RouteNetlinkMessage::NewNeighbour(message) = message else {
-                return;
-            };
-            if !message
-                .attributes
-                .contains(&NeighbourAttribute::Protocol(PROTOCOL))
-            {
-                return;
-            }
-            let (mut destination, mut mac) = (None, [0; 6]);
-            for attribute in message.attributes {
-                if let NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) = attribute
-                {
-                    destination = Some(address);
-                } else if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
-                    mac = bytes.try_into().unwrap_or_default();
+    fn dump_all_neighbors(&mut self, mut each: impl FnMut(&NeighbourMessage)) -> io::Result<()> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            self.dump(RouteNetlinkMessage::GetNeighbour(request), |message| {
+                if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                    each(&message);
                 }
-            }
-            neighbors.extend(destination.map(|address| (address, message.header.ifindex, mac)));
-        })?;
-        Ok(neighbors)
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes many changes; the first that the kernel refuses is the error, the others are made.
@@ -515,103 +381,38 @@ impl Socket {
 }
 
 /// The gateway among the attributes of a route or of one of its next hops.
-fn gateway(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute {
-            Some(*address)
+        if let RouteAttribute::Gateway(address) = attribute {
+            route_address(address)
+        } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
+            Some(IpAddr::V6(*address))
         } else {
             None
         }
     })
 }
 
-/// A message about an interface that exists.
-fn link(ifindex: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = ifindex;
-    message
-}
-
-/// The request that creates the port.
-fn port_request(near: &str, far: &str, mac: [u8; 6]) -> Request {
-    let end = |name: &str| {
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Noarp;
-        message.header.change_mask = LinkFlags::Noarp;
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(mac.to_vec()),
-        ];
-        message
-    };
-    let mut message = end(near);
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(far)))),
-    ]));
-    let message = RouteNetlinkMessage::NewLink(message);
-    Request::new(message, NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// The request that has an interface come up without an IPv6 address.
-fn no_link_local_address(name: &str) -> Request {
-    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]),
-    ];
-    let message = RouteNetlinkMessage::NewLink(message);
-    // A kernel without IPv6 gives it none anyway.
-    Request::new(message, 0).ignoring(libc::EAFNOSUPPORT)
-}
-
-impl From<LinkMessage> for Link {
-    fn from(message: LinkMessage) -> Self {
-        let mut link = Self {
-            ifindex: message.header.index,
-            flags: message.header.flags.bits(),
-            ..Self::default()
-        };
-        for attribute in message.attributes {
-            if let LinkAttribute::IfName(name) = attribute {
-                link.name = name;
-            } else if let LinkAttribute::Address(mac) = attribute {
-                // Interfaces other than Ethernet have longer ones or none.
-                link.mac = mac.try_into().unwrap_or_default();
-            } else if let LinkAttribute::Mtu(mtu) = attribute {
-                link.mtu = mtu;
-            } else if let LinkAttribute::Link(lower) = attribute {
-                link.lower = Some(lower);
-            } else if let LinkAttribute::LinkNetNsId(_) = attribute {
-                link.lower_is_elsewhere = true;
-            } else if let LinkAttribute::LinkInfo(details) = attribute {
-                link.kind = details.into_iter().find_map(|detail| {
-                    if let LinkInfo::Kind(kind) = detail {
-                        Some(kind.to_string())
-                    } else {
-                        None
-                    }
-                });
-            } else if let LinkAttribute::Xdp(details) = attribute {
-                link.set_xdp(&details);
-            }
-        }
-        link
+fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    if let RouteAddress::Inet(address) = address {
+        Some(IpAddr::V4(*address))
+    } else if let RouteAddress::Inet6(address) = address {
+        Some(IpAddr::V6(*address))
+    } else {
+        None
     }
 }
 
-impl Link {
-    fn set_xdp(&mut self, details: &[LinkXdp]) {
-        for detail in details {
-            if let LinkXdp::Attached(mode) = detail {
-                self.xdp_generic = *mode == XdpAttached::SocketBuffer;
-            } else if let LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) =
-                detail
-                && *id != 0
-            {
-                self.xdp = Some(*id);
-            }
+/// The address of a neighbour.
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| {
+        if let NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) = attribute {
+            Some(IpAddr::V4(*address))
+        } else if let NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) = attribute
+        {
+            Some(IpAddr::V6(*address))
+        } else {
+            None
         }
-    }
+    })
 }

@@ -193,6 +193,8 @@ pub struct TransactionView {
 pub struct CounterView {
     /// The counter's name.
     pub name: &'static str,
+    /// Its number, which never changes.
+    pub number: u8,
     /// `passed`, `dropped`, `sent` or `step`.
     pub class: &'static str,
     /// Packets.
@@ -392,6 +394,7 @@ impl Reader {
                     .unwrap_or_default();
                 counters.push(CounterView {
                     name: counter.name(),
+                    number: counter.raw(),
                     class: class_name(counter.class()),
                     packets: values.iter().map(|value| value.packets).sum(),
                     bytes: values.iter().map(|value| value.bytes).sum(),

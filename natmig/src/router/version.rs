@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Which access interface serves which segment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Segments {
     by_segment: HashMap<SegmentName, u32>,
     by_ifindex: HashMap<u32, SegmentName>,

@@ -100,12 +100,17 @@ impl Namespace {
         &self.name
     }
 
+    /// Moves the calling thread into it.
+    pub fn join(&self) -> Result<()> {
+        setns(&*self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter {}", self.name))
+    }
+
     /// Runs `inside` on a thread in this namespace: sockets that it makes belong to it for ever.
     pub fn enter<T: Send>(&self, inside: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let outcome = thread::scope(|scope| {
             let entered = scope.spawn(|| {
-                setns(&*self.file, CloneFlags::CLONE_NEWNET)
-                    .with_context(|| format!("cannot enter {}", self.name))?;
+                self.join()?;
                 inside()
             });
             entered.join()

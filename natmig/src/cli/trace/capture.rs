@@ -127,25 +127,22 @@ impl<W: Write> Capture<W> {
 
     /// The interface's number in the file, described there before its first packet.
     fn interface(&mut self, name: &str) -> anyhow::Result<u32> {
-        let number = match self.interfaces.iter().position(|known| known == name) {
-            Some(number) => number,
-            None => {
-                self.writer.write_pcapng_block(InterfaceDescriptionBlock {
-                    linktype: DataLink::ETHERNET,
-                    snaplen: SNAP,
-                    options: vec![
-                        InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
-                        InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::new(
-                            false,
-                            NANOSECONDS,
-                        )?),
-                    ],
-                })?;
-                self.interfaces.push(name.to_owned());
-                self.interfaces.len() - 1
-            }
-        };
-        Ok(u32::try_from(number)?)
+        if let Some(number) = self.interfaces.iter().position(|known| known == name) {
+            return Ok(u32::try_from(number)?);
+        }
+        self.writer.write_pcapng_block(InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: SNAP,
+            options: vec![
+                InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
+                InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::new(
+                    false,
+                    NANOSECONDS,
+                )?),
+            ],
+        })?;
+        self.interfaces.push(name.to_owned());
+        Ok(u32::try_from(self.interfaces.len() - 1)?)
     }
 
     /// Hands everything on to the file.
@@ -162,8 +159,15 @@ mod tests {
     use super::*;
     use crate::cli::trace::event::tests::{event, frame, view};
 
-    /// Interfaces and packets of a file: interface, data, direction.
-    fn read(file: &[u8]) -> (Vec<String>, Vec<(u32, Vec<u8>, u32)>) {
+    /// Interface, data, direction.
+    type Packet = (u32, Vec<u8>, u32);
+
+    /// Interfaces and packets of a file.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a trace has no other blocks, and the test says which it found"
+    )]
+    fn read(file: &[u8]) -> (Vec<String>, Vec<Packet>) {
         let mut interfaces = Vec::new();
         let mut packets = Vec::new();
         let mut reader = PcapNgReader::new(file).unwrap();
