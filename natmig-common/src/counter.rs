@@ -131,6 +131,8 @@ counters! {
     TraceLost = 34 Step "trace_lost";
     /// Step: traffic by binding could not be added to the totals, and is not in any count.
     BindingTrafficLost = 35 Step "binding_traffic_lost";
+    /// A header is in a part of a multi-buffer frame that the program cannot see.
+    PassNotLinear = 36 Passed "pass_not_linear";
 }
 
 impl Counter {

@@ -130,6 +130,18 @@ impl AddressIpv6 {
         u64::from_be(self.second)
     }
 
+    /// Whether the address is multicast (`ff00::/8`).
+    #[inline(always)]
+    pub const fn is_multicast(self) -> bool {
+        self.high() >> 56 == 0xff
+    }
+
+    /// Whether the address is link-local (`fe80::/10`).
+    #[inline(always)]
+    pub const fn is_link_local(self) -> bool {
+        self.high() >> 54 == 0xfe80 >> 6
+    }
+
     /// Whether both addresses are in the same prefix of this length; never, if the length is 0.
     #[inline(always)]
     pub const fn shares_prefix(self, other: Self, length: u8) -> bool {
@@ -179,11 +191,10 @@ impl Address for AddressIpv6 {
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
-    /// Unspecified and loopback (`::/127`), link-local (`fe80::/10`), multicast (`ff00::/8`).
+    /// Unspecified, loopback, IPv4-mapped and IPv4-compatible (all in `::/64`), link-local, multicast.
     #[inline(always)]
     fn is_special(self) -> bool {
-        let high = self.high();
-        (high == 0 && self.low() <= 1) || high >> 54 == 0xfe80 >> 6 || high >> 56 == 0xff
+        self.first == 0 || self.is_link_local() || self.is_multicast()
     }
 
     #[inline(always)]

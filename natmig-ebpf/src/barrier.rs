@@ -84,3 +84,38 @@ pub(crate) fn join<T>(value: &mut T) {
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
 pub(crate) fn join<T>(_value: &mut T) {}
+
+/// Lets the compiler forget what is at `place`: it is written before, and read again after. What is in
+/// memory of a map the verifier does not follow, so that in a loop it sees one state, not one for each
+/// way on which the loop came there.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn forget<T>(place: &mut T) {
+    // SAFETY: the assembly copies a register to itself; that it might write `place`, which it may, is
+    // all that the compiler knows.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) core::ptr::from_mut(place) => _, options(preserves_flags, nostack));
+    }
+}
+
+/// As on BPF, where it matters.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn forget<T>(place: &mut T) {
+    core::hint::black_box(place);
+}
+
+/// Uses `value`, so that whoever computes it does compute it.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn consume(value: usize) {
+    // SAFETY: the assembly copies a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value => _, options(nomem, preserves_flags, nostack));
+    }
+}
+
+/// Nothing: other targets have no verifier.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn consume(_value: usize) {}

@@ -24,14 +24,7 @@ pub trait Ip: Family {
     /// The link layer, and the family's state of a packet.
     fn split(scratch: &mut Scratch) -> (&mut Link, &mut State<Self>);
 
-    /// Reads the addresses of the header at `link.network`. False if there is no such header.
-    fn parse_addresses<E: Environment>(
-        environment: &E,
-        link: &Link,
-        packet: &mut Packet<Self>,
-    ) -> bool;
-
-    /// Reads the rest of the header at `link.network` and what is above it. The counter of a packet that stays
+    /// Reads the header at `link.network` and what is above it. The counter of a packet that stays
     /// untouched, if the packet is not one that natmig may touch.
     fn parse<E: Environment>(
         environment: &E,

@@ -10,9 +10,9 @@ use crate::{
     barrier::{opaque, opaque_pointer},
 };
 
-/// Offsets beyond this are refused: every header that natmig touches begins before it. The bound
-/// also lets the verifier follow pointers with a variable offset.
-const OFFSET_LIMIT: usize = 511;
+/// Offsets beyond this are refused: everything that natmig touches begins before it. The bound also
+/// lets the verifier follow pointers with a variable offset.
+const OFFSET_LIMIT: usize = 2047;
 
 /// The linear part of a frame, from its first byte.
 #[derive(Clone, Copy)]

@@ -37,21 +37,6 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
-    fn parse_addresses<E: Environment>(
-        environment: &E,
-        link: &Link,
-        packet: &mut Packet<Self>,
-    ) -> bool {
-        let frame = environment.frame();
-        let Some(header) = frame.window::<20>(link.network) else {
-            return false;
-        };
-        packet.source = header.address_ipv4::<12>();
-        packet.destination = header.address_ipv4::<16>();
-        true
-    }
-
-    #[inline(always)]
     fn parse<E: Environment>(
         environment: &E,
         link: &mut Link,
@@ -59,7 +44,7 @@ impl Ip for Ipv4 {
     ) -> Option<Counter> {
         let frame = environment.frame();
         let Some(header) = frame.window::<20>(link.network) else {
-            return Some(Counter::PassMalformed);
+            return Some(link.missing(environment, HEADER.into()));
         };
         let version = header.byte::<0>();
         let header_length = (version & 0x0f) << 2;
@@ -82,6 +67,8 @@ impl Ip for Ipv4 {
         packet.class = u32::from(header.byte::<1>());
         packet.hops = header.byte::<8>();
         packet.protocol = header.byte::<9>();
+        packet.source = header.address_ipv4::<12>();
+        packet.destination = header.address_ipv4::<16>();
         packet.dont_fragment = u8::from(fragment & DONT_FRAGMENT != 0);
 
         if fragment & FRAGMENT_OFFSET == 0 {
@@ -91,13 +78,16 @@ impl Ip for Ipv4 {
             let covered = coverage(packet.protocol);
             if covered.offset != 0 {
                 let at = transport.wrapping_add(covered.offset);
-                if covered.offset.wrapping_add(2) > length || frame.window::<2>(at).is_none() {
+                if covered.offset.wrapping_add(2) > length {
                     return Some(Counter::PassMalformed);
+                }
+                if frame.window::<2>(at).is_none() {
+                    return Some(Counter::PassNotLinear);
                 }
                 packet.checksum = at;
                 packet.optional_checksum = u8::from(covered.optional);
             } else if packet.protocol == ICMP {
-                error::parse(environment, packet, transport, length);
+                return error::parse(environment, packet, transport, length);
             }
         }
         None

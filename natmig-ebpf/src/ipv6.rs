@@ -19,8 +19,10 @@ use crate::{
     packet::Packet,
     scratch::{Scratch, State},
     translate::Rewrite,
-    transport::{Coverage, ICMPV6, coverage},
+    transport::{Coverage, ICMPV6, coverage, covers_no_address},
 };
+pub(crate) use extension::Cursor;
+use extension::End;
 
 /// Length of the fixed header.
 const HEADER: u16 = 40;
@@ -38,6 +40,80 @@ fn covered_by(protocol: u8) -> Coverage {
     }
 }
 
+/// [`Ip::parse`], as a function of its own: the verifier follows each way through it once, and not
+/// each way from there on.
+#[inline(never)]
+fn read<E: Environment>(
+    environment: &E,
+    link: &mut Link,
+    packet: &mut Packet<Ipv6>,
+) -> Option<Counter> {
+    let frame = environment.frame();
+    let Some(header) = frame.window::<40>(link.network) else {
+        return Some(link.missing(environment, HEADER));
+    };
+    let payload = header.number::<4>();
+    let length = u32::from(payload).wrapping_add(u32::from(HEADER));
+    let end = u32::from(link.network).wrapping_add(length);
+    link.length = frame.length();
+    if end > link.length {
+        link.length = environment.frame_length();
+    }
+    if header.byte::<0>() >> 4 != 6 || end > link.length {
+        return Some(Counter::PassMalformed);
+    }
+    packet.length = length;
+    // Without the version, as routing rules see it.
+    packet.class = header.double_word::<0>() & 0x0fff_ffff_u32.to_be();
+    packet.hops = header.byte::<7>();
+    packet.source = header.address_ipv6::<8>();
+    packet.destination = header.address_ipv6::<24>();
+    packet.dont_fragment = 1;
+    packet.options = 0;
+    packet.protocol = header.byte::<6>();
+    packet
+        .cursor
+        .put(packet.protocol, link.network.wrapping_add(HEADER), payload);
+    if extension::is_one(packet.protocol) {
+        // A jumbogram (RFC 2675) says its length in an option.
+        if payload == 0 && packet.protocol == extension::HOP_BY_HOP {
+            return Some(Counter::PassExtension);
+        }
+        let end = extension::walk(environment, &mut packet.cursor);
+        packet.protocol = packet.cursor.protocol;
+        packet.options = packet.cursor.hop_by_hop;
+        match end {
+            End::Transport => {}
+            End::Fragment => return None,
+            End::Opaque => {
+                packet.opaque = 1;
+                return None;
+            }
+            End::Truncated => return Some(Counter::PassMalformed),
+            End::Hidden => return Some(Counter::PassNotLinear),
+        }
+    }
+    let Cursor { at, left, .. } = packet.cursor;
+    packet.transport = at;
+    let covered = covered_by(packet.protocol);
+    if covered.offset == 0 {
+        packet.opaque = u8::from(!covers_no_address(packet.protocol));
+        return None;
+    }
+    if covered.offset.wrapping_add(2) > left {
+        return Some(Counter::PassMalformed);
+    }
+    packet.checksum = at.wrapping_add(covered.offset);
+    if frame.window::<2>(packet.checksum).is_none() {
+        return Some(Counter::PassNotLinear);
+    }
+    packet.optional_checksum = u8::from(covered.optional);
+    if packet.protocol == ICMPV6 {
+        return error::parse(environment, packet, at, left);
+    }
+    None
+}
+
 impl Ip for Ipv6 {
     type Address = AddressIpv6;
 
@@ -47,73 +123,12 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
-    fn parse_addresses<E: Environment>(
-        environment: &E,
-        link: &Link,
-        packet: &mut Packet<Self>,
-    ) -> bool {
-        let frame = environment.frame();
-        let Some(header) = frame.window::<40>(link.network) else {
-            return false;
-        };
-        packet.source = header.address_ipv6::<8>();
-        packet.destination = header.address_ipv6::<24>();
-        true
-    }
-
-    #[inline(always)]
     fn parse<E: Environment>(
         environment: &E,
         link: &mut Link,
         packet: &mut Packet<Self>,
     ) -> Option<Counter> {
-        let frame = environment.frame();
-        let Some(header) = frame.window::<40>(link.network) else {
-            return Some(Counter::PassMalformed);
-        };
-        let payload = header.number::<4>();
-        let length = u32::from(payload).wrapping_add(u32::from(HEADER));
-        let end = u32::from(link.network).wrapping_add(length);
-        link.length = frame.length();
-        if end > link.length {
-            link.length = environment.frame_length();
-        }
-        if header.byte::<0>() >> 4 != 6 || end > link.length {
-            return Some(Counter::PassMalformed);
-        }
-        packet.length = length;
-        // Without the version, as routing rules see it.
-        packet.class = header.double_word::<0>() & 0x0fff_ffff_u32.to_be();
-        packet.hops = header.byte::<7>();
-        packet.dont_fragment = 1;
-        packet.options = 0;
-        packet.protocol = header.byte::<6>();
-        let mut transport = link.network.wrapping_add(HEADER);
-        let mut left = payload;
-        if extension::is_one(packet.protocol) {
-            match extension::walk(environment, packet, transport, left) {
-                extension::Walk::Transport { at, length } => {
-                    transport = at;
-                    left = length;
-                }
-                extension::Walk::NoTransport => return None,
-                extension::Walk::Pass(counter) => return Some(counter),
-            }
-        }
-        packet.transport = transport;
-        let covered = covered_by(packet.protocol);
-        if covered.offset != 0 {
-            let at = transport.wrapping_add(covered.offset);
-            if covered.offset.wrapping_add(2) > left || frame.window::<2>(at).is_none() {
-                return Some(Counter::PassMalformed);
-            }
-            packet.checksum = at;
-            packet.optional_checksum = u8::from(covered.optional);
-            if packet.protocol == ICMPV6 {
-                error::parse(environment, packet, transport, left);
-            }
-        }
-        None
+        read(environment, link, packet)
     }
 
     #[inline(always)]

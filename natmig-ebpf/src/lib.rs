@@ -47,6 +47,7 @@ mod plan;
 mod process;
 mod scratch;
 mod shared;
+mod too_big;
 pub mod trace;
 mod translate;
 mod transport;

@@ -4,7 +4,7 @@
 //! came in, and belongs to that interface: it is gone when the frame leaves elsewhere. All other tags
 //! stay on the frame.
 
-use natmig_common::{FLAG_TRUNK, Interface};
+use natmig_common::{Counter, FLAG_TRUNK, Interface};
 
 use crate::{
     address::HardwareAddress,
@@ -66,6 +66,17 @@ impl Link {
         tagged: 0,
         role: 0,
     };
+
+    /// Why `length` bytes of the network layer's header are not in the frame's linear part.
+    #[inline(always)]
+    pub(crate) fn missing<E: Environment>(&self, environment: &E, length: u16) -> Counter {
+        let end = u32::from(self.network).wrapping_add(u32::from(length));
+        if environment.frame_length() < end {
+            Counter::PassMalformed
+        } else {
+            Counter::PassNotLinear
+        }
+    }
 
     /// Whether the packet came in on an interface of this role.
     #[inline(always)]

@@ -4,7 +4,7 @@ use natmig_common::{Action, FLAG_HOME_EDGE, Reference};
 
 use crate::{
     address::{Address as _, HardwareAddress},
-    barrier::join,
+    barrier::{consume, join, opaque},
     environment::Environment,
     family::Ip,
     find::{Found, find},
@@ -49,7 +49,10 @@ impl Lookups {
         let key = u64::from(reference.slot()).wrapping_add(1);
         if self.asked == 0 {
             self.asked = 1;
-            self.answers = [0; 5];
+            for answer in &mut self.answers {
+                // SAFETY: the reference is valid; volatile, because the compiler would make a call of it.
+                unsafe { core::ptr::write_volatile(answer, 0) };
+            }
         }
         for answer in &self.answers {
             if answer & KEY == key {
@@ -142,7 +145,7 @@ impl<I: Ip> Visible<I> {
 }
 
 /// Looks `address` up.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn lookup<E: Environment, I: Ip>(
     environment: &E,
     lookups: &mut Lookups,
@@ -150,9 +153,23 @@ pub(crate) fn lookup<E: Environment, I: Ip>(
     address: &I::Address,
     visible: &mut Visible<I>,
 ) {
+    consume(lookup_apart(environment, lookups, link, address, visible));
+}
+
+/// [`lookup`], as a function of its own. It returns a number, because one that returns nothing may
+/// leave a pointer to its caller's stack in the register of results, which the verifier refuses.
+#[inline(never)]
+fn lookup_apart<E: Environment, I: Ip>(
+    environment: &E,
+    lookups: &mut Lookups,
+    link: &Link,
+    address: &I::Address,
+    visible: &mut Visible<I>,
+) -> usize {
     visible.found = find::<E, I>(environment, *address);
     join(visible);
     look_at(environment, lookups, link, *address, visible);
+    opaque(0)
 }
 
 /// Looks at the entry that was found, if it is the one of `address`.

@@ -1,6 +1,6 @@
 //! A packet, as the family's `parse` understood it.
 
-use crate::{address::Address as _, family::Ip};
+use crate::{address::Address as _, family::Ip, ipv6::Cursor};
 
 /// A packet, as the family's `parse` understood it: offsets are from the frame's first byte, in
 /// bytes.
@@ -41,6 +41,10 @@ pub struct Packet<I: Ip> {
     pub optional_checksum: u8,
     /// As `optional_checksum`, for the quoted packet.
     pub quoted_optional_checksum: u8,
+    /// 1 if the payload of an IPv6 packet is not understood.
+    pub opaque: u8,
+    /// IPv6: where the walk over extension headers is.
+    pub(crate) cursor: Cursor,
 }
 
 impl<I: Ip> Packet<I> {
@@ -63,6 +67,8 @@ impl<I: Ip> Packet<I> {
         options: 0,
         optional_checksum: 0,
         quoted_optional_checksum: 0,
+        opaque: 0,
+        cursor: Cursor::EMPTY,
     };
 
     /// Begins with a packet: sets what says that there is none of something, where `parse` sets it
@@ -73,5 +79,6 @@ impl<I: Ip> Packet<I> {
         self.checksum = 0;
         self.quote = 0;
         self.quoted_checksum = 0;
+        self.opaque = 0;
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     barrier::join,
     environment::Environment,
     family::Ip,
-    find::Found,
+    find::{Found, find},
     link::Link,
     lookup::{Lookups, Visible, look_at, lookup},
     outcome::Outcome,
@@ -103,7 +103,7 @@ fn takes_foreign<I: Ip>(link: &Link, source: &Visible<I>, destination: &Visible<
 }
 
 /// Plans for the outer header. The outcome of a packet that needs no plan.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn outer<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,
@@ -119,6 +119,10 @@ pub(crate) fn outer<E: Environment, I: Ip>(
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
 
+    // Both are found before either is looked at, so that both are on their way from memory.
+    state.destination.found = find::<E, I>(environment, state.packet.destination);
+    state.source.found = find::<E, I>(environment, state.packet.source);
+    join(state);
     let State {
         packet,
         lookups,

@@ -1,6 +1,6 @@
 //! The way of a packet through the program.
 
-use natmig_common::{Counter, FLAG_TRUNK, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
+use natmig_common::{Counter, FLAG_TRUNK, Family as _, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
 
 use crate::{
     address::Address as _,
@@ -8,7 +8,7 @@ use crate::{
     egress,
     environment::{Environment, HopKind},
     family::Ip,
-    find::{Found, find},
+    find::Found,
     ipv4::arp,
     link::{self, Kind, Link},
     outcome::Outcome,
@@ -99,13 +99,6 @@ fn packet<E: Environment, I: Ip>(
 ) -> Outcome {
     let (link, state) = I::split(scratch);
     state.begin();
-    if !I::parse_addresses(environment, link, &mut state.packet) {
-        return Outcome::Pass(Counter::PassMalformed);
-    }
-    // What the tables say of them is on its way from memory while the rest is read.
-    state.destination.found = find::<E, I>(environment, state.packet.destination);
-    state.source.found = find::<E, I>(environment, state.packet.source);
-    join(state);
     if let Some(counter) = I::parse(environment, link, &mut state.packet) {
         return Outcome::Pass(counter);
     }
@@ -258,7 +251,11 @@ fn conclude<E: Environment, I: Ip>(
     }
     rewrite.hop = u32::from(!from_kernel);
     join(state);
-    translate::apply(environment, link, &state.packet, &state.rewrite);
+    if I::NUMBER == Ipv4::NUMBER {
+        translate::apply(environment, link, &state.packet, &state.rewrite);
+    } else {
+        translate::apply_apart(environment, link, &state.packet, &state.rewrite);
+    }
     join(state);
     let State { plan, hop, .. } = state;
     if !link::leave(environment, link, hop) {
@@ -325,6 +322,10 @@ fn count_steps<E: Environment, I: Ip>(
     } = state;
     let length = link.length;
     let slot = interface.slot;
+    if packet.opaque != 0 && (rewrite.changes_destination(packet) || rewrite.changes_source(packet))
+    {
+        environment.count(slot, Counter::AddressesOnly, length);
+    }
     if rewrite.changes_destination(packet) {
         environment.count(slot, Counter::DestinationTranslated, length);
     }

@@ -87,6 +87,18 @@ pub(crate) fn apply<E: Environment, I: Ip>(
     }
 }
 
+/// [`apply`], as a function of its own: all programs' stacks together have 512 bytes, and addresses
+/// of IPv6 take many of them.
+#[inline(never)]
+pub(crate) fn apply_apart<E: Environment, I: Ip>(
+    environment: &E,
+    link: &Link,
+    packet: &Packet<I>,
+    rewrite: &Rewrite<I>,
+) {
+    apply(environment, link, packet, rewrite);
+}
+
 /// Rewrites the packet that an ICMP error quotes; the ICMP checksum covers all of it.
 #[inline(always)]
 fn apply_quote<I: Ip>(frame: &Frame<'_>, packet: &Packet<I>, rewrite: &Rewrite<I>) {

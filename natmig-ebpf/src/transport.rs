@@ -8,6 +8,20 @@ const DCCP: u8 = 33;
 pub(crate) const ICMPV6: u8 = 58;
 const UDP_LITE: u8 = 136;
 
+/// Protocols without a checksum over addresses: IPv4 in IP, IPv6 in IP, GRE, ESP, nothing, SCTP.
+const IPV4: u8 = 4;
+const IPV6: u8 = 41;
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+const NOTHING: u8 = 59;
+const SCTP: u8 = 132;
+
+/// Whether a protocol for which [`coverage`] knows no checksum is known to have none over addresses.
+#[inline(always)]
+pub(crate) const fn covers_no_address(protocol: u8) -> bool {
+    matches!(protocol, IPV4 | IPV6 | GRE | ESP | NOTHING | SCTP)
+}
+
 /// Where an L4 protocol's checksum is that covers the addresses, and how it ends a packet.
 #[derive(Clone, Copy)]
 pub(crate) struct Coverage {

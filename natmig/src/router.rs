@@ -25,6 +25,7 @@ pub mod reader;
 mod tables;
 pub mod tracer;
 mod version;
+mod vlan;
 
 use std::{
     collections::{BTreeMap, HashSet},

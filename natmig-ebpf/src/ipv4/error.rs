@@ -1,6 +1,6 @@
 //! ICMP errors and the packets that they quote (RFC 792; RFC 1812, section 4.3.2.3; RFC 4884).
 
-use natmig_common::Ipv4;
+use natmig_common::{Counter, Ipv4};
 
 use super::FRAGMENT_OFFSET;
 use crate::{environment::Environment, packet::Packet, transport::coverage};
@@ -17,19 +17,23 @@ const fn quotes(kind: u8) -> bool {
 
 /// Finds the packet that is quoted in the ICMP message of `length` bytes at `transport`, and what of
 /// its checksums is inside the quote. Leaves `packet.quote` 0 if there is none that can be read.
+/// The counter of a packet that stays untouched, if the quote is out of sight.
 #[inline(never)]
 pub(crate) fn parse<E: Environment>(
     environment: &E,
     packet: &mut Packet<Ipv4>,
     transport: u16,
     length: u16,
-) {
+) -> Option<Counter> {
     let frame = environment.frame();
+    if length < ICMP_HEADER {
+        return None;
+    }
     let Some(message) = frame.window::<8>(transport) else {
-        return;
+        return Some(Counter::PassNotLinear);
     };
-    if length < ICMP_HEADER || !quotes(message.byte::<0>()) {
-        return;
+    if !quotes(message.byte::<0>()) {
+        return None;
     }
     let at = transport.wrapping_add(ICMP_HEADER);
     let mut available = length.wrapping_sub(ICMP_HEADER);
@@ -40,8 +44,11 @@ pub(crate) fn parse<E: Environment>(
     {
         available = quoted_length;
     }
+    if available < 20 {
+        return None;
+    }
     let Some(header) = frame.window::<20>(at) else {
-        return;
+        return Some(Counter::PassNotLinear);
     };
     let version = header.byte::<0>();
     let header_length = u16::from((version & 0x0f) << 2);
@@ -51,7 +58,7 @@ pub(crate) fn parse<E: Environment>(
         || header_length > available
         || header_length > total_length
     {
-        return;
+        return None;
     }
     packet.quote = at;
     packet.icmp_checksum = transport.wrapping_add(2);
@@ -64,7 +71,12 @@ pub(crate) fn parse<E: Environment>(
     let end = header_length.wrapping_add(covered.offset).wrapping_add(2);
     let first = header.number::<6>() & FRAGMENT_OFFSET == 0;
     if first && covered.offset != 0 && end <= available {
-        packet.quoted_checksum = at.wrapping_add(header_length).wrapping_add(covered.offset);
+        let checksum = at.wrapping_add(header_length).wrapping_add(covered.offset);
+        if frame.window::<2>(checksum).is_none() {
+            return Some(Counter::PassNotLinear);
+        }
+        packet.quoted_checksum = checksum;
         packet.quoted_optional_checksum = u8::from(covered.optional);
     }
+    None
 }

@@ -4,20 +4,20 @@
 use natmig_common::{Counter, Interface, Ipv4};
 
 use crate::{
-    address::{Address as _, AddressIpv4, HardwareAddress},
+    address::{Address as _, AddressIpv4},
     checksum,
     environment::Environment,
-    frame::Window,
     link::Link,
     packet::Packet,
+    too_big,
 };
 
-/// Bytes of the packet that are quoted. A packet shorter than that is left to the kernel.
-const QUOTE: u16 = 128;
 /// IP header and ICMP header.
 const HEADERS: u16 = 28;
-/// Both and the quote.
-const TOTAL: u16 = 156;
+/// An answer has up to 576 bytes (RFC 1812, section 4.3.2.3).
+const MOST: u16 = 548;
+/// A header and 8 bytes (RFC 792).
+const LEAST: u16 = 28;
 const TTL: u8 = 64;
 
 /// Turns the frame into an answer to its sender. The counter of the answer, or
@@ -32,37 +32,19 @@ pub(crate) fn answer<E: Environment>(
     mtu: u16,
 ) -> Option<Counter> {
     let address = AddressIpv4::new(interface.address);
-    if address.is_none() || packet.length < u32::from(QUOTE) {
+    if address.is_none() {
         return None;
     }
-    let network = link.network;
-    let tags = {
-        let frame = environment.frame();
-        // All that is quoted must be in the linear part.
-        frame.window::<128>(network)?;
-        tags(&frame.window::<22>(0)?)
-    };
-    if !environment.reshape(HEADERS, network.wrapping_add(TOTAL)) {
-        return None;
+    let quoted = too_big::quotable(environment, link, packet.length, LEAST, MOST)?;
+    if let Err(counter) = too_big::make_room(environment, link, HEADERS, quoted) {
+        return counter;
     }
-    if write(environment, link, packet, address, mtu, tags).is_none() {
-        return Some(Counter::DropNoRoom);
-    }
-    Some(Counter::FragNeededSent)
-}
-
-/// The bytes of the Ethernet header from its `EtherType` on, as far as they may be tags.
-type Tags = [u16; 5];
-
-#[inline(always)]
-fn tags(ethernet: &Window<'_, 22>) -> Tags {
-    [
-        ethernet.word::<12>(),
-        ethernet.word::<14>(),
-        ethernet.word::<16>(),
-        ethernet.word::<18>(),
-        ethernet.word::<20>(),
-    ]
+    Some(
+        match write(environment, link, packet, address, mtu, quoted) {
+            Some(()) => Counter::FragNeededSent,
+            None => Counter::DropNoRoom,
+        },
+    )
 }
 
 /// Writes all headers in front of the quote.
@@ -73,32 +55,22 @@ fn write<E: Environment>(
     packet: &Packet<Ipv4>,
     address: AddressIpv4,
     mtu: u16,
-    tags: Tags,
+    quoted: u16,
 ) -> Option<()> {
     let frame = environment.frame();
-    let ethernet = frame.window::<22>(0)?;
-    let own: HardwareAddress = link.destination_mac;
-    ethernet.set_mac::<0>(link.source_mac);
-    ethernet.set_mac::<6>(own);
-    let [first, second, third, fourth, fifth] = tags;
-    ethernet.set_word::<12>(first);
-    ethernet.set_word::<14>(second);
-    ethernet.set_word::<16>(third);
-    ethernet.set_word::<18>(fourth);
-    ethernet.set_word::<20>(fifth);
-
-    let message = frame.window::<136>(link.network.wrapping_add(20))?;
+    let message = frame.window::<8>(link.network.wrapping_add(20))?;
     message.set_byte::<0>(3);
     message.set_byte::<1>(4);
     message.set_number::<2>(0);
     message.set_number::<4>(0);
     message.set_number::<6>(mtu);
-    message.set_word::<2>(checksum::finish(message.sum()));
+    let quote = too_big::sum::<MOST>(&frame, link.network.wrapping_add(HEADERS), quoted)?;
+    message.set_word::<2>(checksum::finish(message.sum().wrapping_add(quote)));
 
     let header = frame.window::<20>(link.network)?;
     header.set_byte::<0>(0x45);
     header.set_byte::<1>(0xc0);
-    header.set_number::<2>(TOTAL);
+    header.set_number::<2>(HEADERS.wrapping_add(quoted));
     header.set_number::<4>(0);
     header.set_number::<6>(0x4000);
     header.set_byte::<8>(TTL);

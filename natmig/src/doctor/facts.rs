@@ -177,6 +177,10 @@ pub struct Lower {
     pub kind: Option<String>,
     /// Its offloads.
     pub offloads: Offloads,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The XDP program on it.
+    pub xdp: Xdp,
 }
 
 /// An XDP program on an interface.

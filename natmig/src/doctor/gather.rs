@@ -149,6 +149,18 @@ fn instance(
     }
 }
 
+/// The program on an interface.
+fn xdp(link: &InspectedLink) -> Xdp {
+    match &link.program {
+        None => Xdp::None,
+        Some(InspectedProgram::Ours { generic }) => Xdp::Ours { generic: *generic },
+        Some(InspectedProgram::Foreign { id, name }) => Xdp::Foreign {
+            id: *id,
+            name: name.clone(),
+        },
+    }
+}
+
 /// Kernel memory that an instance's large maps will take.
 fn memory(config: &RouterConfig) -> u64 {
     /// A bucket of the index, of which there are as many as addresses, to the next power of two.
@@ -189,6 +201,8 @@ fn link(
             name: lower.name.clone(),
             kind: lower.kind.clone(),
             offloads: ethtool.offloads(&lower.name),
+            mtu: lower.mtu,
+            xdp: xdp(lower),
         }),
         vlans: inspected
             .links
@@ -197,14 +211,7 @@ fn link(
             .map(|vlan| vlan.name.clone())
             .collect(),
         mtu: link.mtu,
-        xdp: match &link.program {
-            None => Xdp::None,
-            Some(InspectedProgram::Ours { generic }) => Xdp::Ours { generic: *generic },
-            Some(InspectedProgram::Foreign { id, name }) => Xdp::Foreign {
-                id: *id,
-                name: name.clone(),
-            },
-        },
+        xdp: xdp(link),
         driver: ethtool.driver(name),
         xdp_features: netdev.and_then(|netdev| netdev.xdp_features(link.ifindex)),
         queues: ethtool.queues(name),

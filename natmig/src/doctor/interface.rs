@@ -4,7 +4,7 @@ use natmig_common::Role;
 
 use super::{
     drivers,
-    facts::{Facts, Interface, Link, Pins, Xdp, XdpFeatures},
+    facts::{Facts, Interface, Link, Lower, Pins, Xdp, XdpFeatures},
     finding::{Chapter, Finding, Subject},
     instance::load_command,
     offload, sysctl,
@@ -29,6 +29,12 @@ pub(super) fn examine(facts: &Facts, interface: &Interface, findings: &mut Vec<F
     state(interface, link, chapter);
     // Another interface has to be named in its place: no use in mending this one.
     if !suitable(interface, link, chapter) {
+        return;
+    }
+    if let (Some("vlan"), Some(parent)) = (link.kind.as_deref(), &link.lower) {
+        vlan(facts, link, parent, chapter);
+        settings(facts, interface, link, chapter);
+        gateway(interface, link, chapter);
         return;
     }
     native(interface, link, chapter);
@@ -79,17 +85,13 @@ fn suitable(interface: &Interface, link: &Link, chapter: &mut Chapter<'_>) -> bo
                 )
             }),
         ),
-        Some("vlan") => (
-            "a VLAN interface".to_owned(),
-            lower.map_or_else(
-                || "ip -details link   # name its parent instead".to_owned(),
-                |lower| {
-                    format!(
-                        "ip -details link show dev {}   # name this parent instead",
-                        lower.name
-                    )
-                },
-            ),
+        Some("vlan") if lower.is_none() => (
+            "a VLAN of an interface in another network namespace".to_owned(),
+            "ip -details link   # load natmig where the parent is".to_owned(),
+        ),
+        Some("vlan") if lower.is_some_and(|lower| lower.kind.as_deref() == Some("vlan")) => (
+            "a VLAN of a VLAN".to_owned(),
+            "ip -details link   # only the outer tag tells VLANs apart: use one tag".to_owned(),
         ),
         Some(
             kind @ ("dummy" | "macvlan" | "ipvlan" | "vxlan" | "gre" | "gretap" | "ipip" | "sit"
@@ -107,6 +109,47 @@ fn suitable(interface: &Interface, link: &Link, chapter: &mut Chapter<'_>) -> bo
         instead,
     );
     false
+}
+
+/// What a VLAN needs of its parent, on which the program runs.
+fn vlan(facts: &Facts, link: &Link, parent: &Lower, chapter: &mut Chapter<'_>) {
+    let name = &parent.name;
+    if parent.offloads.rx_vlan == Some(true) {
+        chapter.error(
+            "vlan_tag",
+            format!("{name} takes tags out of received frames (rxvlan)"),
+            "the program cannot tell what is of this VLAN, so nothing of it is translated",
+            format!("ethtool -K {name} rxvlan off txvlan off"),
+        );
+    } else {
+        chapter.ok("vlan_tag", format!("{name} leaves tags in received frames"));
+    }
+    if parent.mtu < link.mtu {
+        chapter.warning(
+            "vlan_mtu",
+            format!("MTU {}, and that of {name} is {}", link.mtu, parent.mtu),
+            "large packets to this VLAN are dropped",
+            format!("ip link set dev {name} mtu {}", link.mtu),
+        );
+    } else {
+        chapter.ok("vlan_mtu", format!("{name} takes packets of this size"));
+    }
+    match &parent.xdp {
+        Xdp::Foreign { id, name: program } => chapter.error(
+            "program",
+            format!("XDP program {program:?} (id {id}) on {name} is somebody else's"),
+            "natmig refuses to load: an interface runs one program",
+            format!("bpftool prog show id {id} && ip link set dev {name} xdp off"),
+        ),
+        Xdp::None if matches!(facts.instance.pins, Pins::Loaded { .. }) => chapter.error(
+            "program",
+            format!("instance is loaded, but natmig's program is not on {name}"),
+            "packets that come in here are not translated",
+            load_command(facts),
+        ),
+        Xdp::None => chapter.ok("program", format!("no XDP program is in the way on {name}")),
+        Xdp::Ours { .. } => chapter.ok("program", format!("natmig's program runs on {name}")),
+    }
 }
 
 fn native(interface: &Interface, link: &Link, chapter: &mut Chapter<'_>) {

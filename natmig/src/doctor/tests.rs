@@ -55,6 +55,8 @@ fn veth() -> Link {
             name: "peer0".to_owned(),
             kind: Some("veth".to_owned()),
             offloads: PLAIN,
+            mtu: 1500,
+            xdp: Xdp::None,
         }),
         ..link()
     }
@@ -386,13 +388,85 @@ fn unsuitable_kinds_are_errors() {
         access(facts).lower = Some(Lower {
             name: "br0".to_owned(),
             kind: Some("bridge".to_owned()),
-            offloads: PLAIN,
+            ..vlan_parent()
         });
     });
     assert!(mend.starts_with("ip link show master br0"), "{mend}");
     bad("suitable", Severity::Error, |facts| {
+        access(facts).kind = Some("vlan".to_owned());
+        access(facts).lower = Some(Lower {
+            kind: Some("vlan".to_owned()),
+            ..vlan_parent()
+        });
+    });
+    bad("suitable", Severity::Error, |facts| {
         facts.interfaces[0].name = "lo".to_owned();
     });
+}
+
+/// What a VLAN may lie on.
+fn vlan_parent() -> Lower {
+    Lower {
+        name: "eth1".to_owned(),
+        kind: None,
+        offloads: PLAIN,
+        mtu: 1500,
+        xdp: Xdp::Ours { generic: false },
+    }
+}
+
+#[test]
+fn vlans_are_judged_by_their_parents() {
+    let vlan = |facts: &mut Facts, parent: Lower| {
+        access(facts).kind = Some("vlan".to_owned());
+        access(facts).lower = Some(parent);
+    };
+    let mut facts = good();
+    vlan(&mut facts, vlan_parent());
+    for check in ["vlan_tag", "vlan_mtu", "program"] {
+        let worst = worst(&facts, check).expect(check);
+        assert_eq!(worst.severity, Severity::Ok, "{worst:?}");
+    }
+    let mend = bad("vlan_tag", Severity::Error, |facts| {
+        let offloads = Offloads {
+            rx_vlan: Some(true),
+            ..PLAIN
+        };
+        vlan(
+            facts,
+            Lower {
+                offloads,
+                ..vlan_parent()
+            },
+        );
+    });
+    assert_eq!(mend, "ethtool -K eth1 rxvlan off txvlan off");
+    bad("vlan_mtu", Severity::Warning, |facts| {
+        vlan(
+            facts,
+            Lower {
+                mtu: 1400,
+                ..vlan_parent()
+            },
+        );
+    });
+    for xdp in [
+        Xdp::None,
+        Xdp::Foreign {
+            id: 7,
+            name: "other".to_owned(),
+        },
+    ] {
+        bad("program", Severity::Error, |facts| {
+            vlan(
+                facts,
+                Lower {
+                    xdp,
+                    ..vlan_parent()
+                },
+            );
+        });
+    }
 }
 
 #[test]

@@ -154,6 +154,14 @@ pub enum RouterError {
         /// What it is.
         kind: String,
     },
+    /// The interface is a VLAN that cannot be told from others.
+    #[error("interface {interface} {problem}")]
+    UnsuitableVlan {
+        /// The interface.
+        interface: String,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// Somebody else's XDP program is on the interface.
     #[error(
         "interface {interface} already runs XDP program {name:?} (id {id}) that is not this instance's: look at it with `bpftool prog show id {id}` and `bpftool net`, remove it, or leave the interface out"

@@ -16,6 +16,7 @@ use super::{
     kernel::Port,
     maps::Maps,
     netlink::{Link, Socket},
+    vlan::vlan_of,
 };
 use crate::config::{InterfaceConfig, RouterConfig};
 
@@ -74,7 +75,7 @@ pub(super) fn find_present(
     let links = socket
         .links()
         .map_err(RouterError::system("list interfaces"))?;
-    let mut found = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
     let mut missing = Vec::new();
     for interface in &config.interfaces {
         let by_name = |name: &str| links.iter().find(|link| link.name == name);
@@ -82,26 +83,34 @@ pub(super) fn find_present(
             missing.push(interface.name.clone());
             continue;
         };
+        let vlan = vlan_of(interface, link, &links)?;
         let mut parent = None;
-        if let Some(vlan) = &interface.vlan {
+        if let Some(vlan) = &vlan {
             let Some(below) = by_name(&vlan.parent) else {
                 missing.push(vlan.parent.clone());
                 continue;
             };
-            if link.vlan != Some(vlan.id) || link.lower != Some(below.ifindex) {
-                return Err(RouterError::UnsuitableInterface {
-                    interface: interface.name.clone(),
-                    kind: format!("interface other than VLAN {} of {}", vlan.id, vlan.parent),
-                });
-            }
             parent = Some(below.clone());
         }
         check(link, &links)?;
         if let Some(parent) = &parent {
             check(parent, &links)?;
         }
+        let is_same = |other: &&Found| vlan.is_some() && other.config.vlan == vlan;
+        if let Some(other) = found.iter().find(is_same) {
+            return Err(RouterError::UnsuitableVlan {
+                interface: link.name.clone(),
+                problem: format!(
+                    "is the same VLAN as {}: name one of the two",
+                    other.link.name
+                ),
+            });
+        }
         found.push(Found {
-            config: interface.clone(),
+            config: InterfaceConfig {
+                vlan,
+                ..interface.clone()
+            },
             link: link.clone(),
             parent,
         });

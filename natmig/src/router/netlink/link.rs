@@ -5,7 +5,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVlan,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol, XdpAttached,
     },
 };
 
@@ -25,7 +25,7 @@ pub(in crate::router) struct Link {
     pub(in crate::router) lower: Option<u32>,
     /// Whether that one is in another network namespace, so that its index means nothing here.
     pub(in crate::router) lower_is_elsewhere: bool,
-    /// The VLAN identifier of a VLAN interface.
+    /// The VLAN identifier of an 802.1Q interface.
     pub(in crate::router) vlan: Option<u16>,
     /// Id of the XDP program that runs on it.
     pub(in crate::router) xdp: Option<u32>,
@@ -109,8 +109,11 @@ impl Link {
             if let LinkInfo::Kind(kind) = detail {
                 self.kind = Some(kind.to_string());
             } else if let LinkInfo::Data(InfoData::Vlan(details)) = detail {
+                let is_service = details
+                    .iter()
+                    .any(|detail| *detail == InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
                 self.vlan = details.into_iter().find_map(|detail| match detail {
-                    InfoVlan::Id(id) => Some(id),
+                    InfoVlan::Id(id) if !is_service => Some(id),
                     _ => None,
                 });
             }
