@@ -665,7 +665,7 @@ impl Router {
             let program = loader::open_program(&self.instance, names::PROGRAM)?;
             match attach(&self.instance, program.as_fd(), attached, self.generic) {
                 Ok(interface) => {
-                    tracing::info!(?interface, "attached to an interface that appeared")
+                    tracing::info!(?interface, "attached to an interface that appeared");
                 }
                 Err(error) if result.is_ok() => result = Err(error),
                 Err(error) => tracing::warn!(%error, "an interface that appeared is not attached"),

@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     env,
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -26,7 +26,7 @@ use natmig::{
     router::{Router, RouterError, StartOptions, Started, bindings::BindingsError, reader::Reader},
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
-use natmig_common::SlotState;
+use natmig_common::{PackedTraffic, SlotState};
 use nix::sched::{CloneFlags, unshare};
 
 /// Whether the machine can run these tests; says it loudly if not.
@@ -147,12 +147,12 @@ fn in_place(test: impl FnOnce(&Place) + Send + 'static) {
     }
 }
 
-const IDENTITY: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 10);
-const VISITOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 20);
-const OLD_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 130);
-const NEW_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 131);
-const VISITOR_LOCATOR: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 130);
-const VISITOR_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 1);
+const IDENTITY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 1, 10));
+const VISITOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 20));
+const OLD_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 130));
+const NEW_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 131));
+const VISITOR_LOCATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 1, 130));
+const VISITOR_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 1));
 const MOVE: TransactionId = TransactionId(7);
 const NEXT_MOVE: TransactionId = TransactionId(8);
 
@@ -163,19 +163,19 @@ fn at(last: u8) -> Attachment {
     }
 }
 
-fn away(locator: Ipv4Addr) -> Rule {
+fn away(locator: IpAddr) -> Rule {
     Rule::Away {
         locator,
         home: Some(at(0x10)),
     }
 }
 
-fn change(address: Ipv4Addr, rule: Rule) -> Change {
+fn change(address: IpAddr, rule: Rule) -> Change {
     Change { address, rule }
 }
 
 /// An identity of this segment is away, under its old locator.
-fn before() -> BTreeMap<Ipv4Addr, Rule> {
+fn before() -> BTreeMap<IpAddr, Rule> {
     BTreeMap::from([
         (IDENTITY, away(OLD_LOCATOR)),
         (OLD_LOCATOR, Rule::Known { identity: IDENTITY }),
@@ -214,7 +214,7 @@ fn changes() -> Changes {
     }
 }
 
-fn after() -> BTreeMap<Ipv4Addr, Rule> {
+fn after() -> BTreeMap<IpAddr, Rule> {
     let mut table = before();
     for change in changes().early.into_iter().chain(changes().pending) {
         let rule = match change.rule {
@@ -253,15 +253,15 @@ fn lines(count: u32) -> String {
     text
 }
 
-fn pair(number: u32) -> (Ipv4Addr, Ipv4Addr) {
+fn pair(number: u32) -> (IpAddr, IpAddr) {
     (
-        Ipv4Addr::from(0x0a02_0000 + number),
-        Ipv4Addr::from(0x6440_0000 + number),
+        Ipv4Addr::from(0x0a02_0000 + number).into(),
+        Ipv4Addr::from(0x6440_0000 + number).into(),
     )
 }
 
 /// What counts, as a packet sees it.
-fn effective(instance: &str) -> BTreeMap<Ipv4Addr, (&'static str, Option<Ipv4Addr>)> {
+fn effective(instance: &str) -> BTreeMap<IpAddr, (&'static str, Option<IpAddr>)> {
     let reader = Reader::open(instance).unwrap();
     reader
         .entries()
@@ -479,7 +479,7 @@ fn a_commit_is_announced_also_by_a_successor() {
         // Nobody knows whether the predecessor announced it.
         let Started { mut router, .. } = place.start();
         let announcements = router.take_announcements();
-        let mut announced: Vec<Ipv4Addr> = announcements
+        let mut announced: Vec<IpAddr> = announcements
             .iter()
             .map(|announcement| announcement.address)
             .collect();
@@ -511,7 +511,7 @@ fn an_abort_leaves_no_trace() {
             mac: MacAddress([2; 6]),
         };
         wrong.pending.push(change(
-            Ipv4Addr::new(10, 9, 9, 9),
+            Ipv4Addr::new(10, 9, 9, 9).into(),
             Rule::Local {
                 locator: None,
                 at: nowhere,
@@ -590,7 +590,7 @@ fn the_kernels_routes_follow_the_transaction() {
         assert!(routes().contains("10.1.2.20 dev acc0"), "{}", routes());
 
         // The visitor leaves, the VM comes home.
-        let to = Ipv4Addr::new(10, 1, 3, 9);
+        let to = Ipv4Addr::new(10, 1, 3, 9).into();
         let return_home = Changes {
             early: Vec::new(),
             pending: vec![
@@ -615,7 +615,7 @@ fn the_kernels_routes_follow_the_transaction() {
             promiscuous(),
             "a VM that has just returned is still looked after"
         );
-        let all: Vec<Ipv4Addr> = router.table().into_keys().collect();
+        let all: Vec<IpAddr> = router.table().into_keys().collect();
         router.retire(&all).unwrap();
         assert!(router.table().is_empty());
         assert!(!promiscuous());
@@ -737,9 +737,272 @@ fn child() {
             "fold" => router.fold(MOVE).unwrap(),
             "replace" => drop(router.replace(&after()).unwrap()),
             "retire" => router.retire(&[OLD_LOCATOR]).unwrap(),
+            "grow" => drop(router.replace(&dense(GROWN)).unwrap()),
+            "shrink" => drop(router.replace(&dense(SPARSE)).unwrap()),
+            "empty" => drop(router.replace(&BTreeMap::new()).unwrap()),
             other => panic!("no step {other}"),
         }
     }
+}
+
+/// Few enough addresses of a prefix to be in the index.
+const SPARSE: u8 = 100;
+/// Enough of them for a direct block.
+const GROWN: u8 = 150;
+
+/// Bindings whose identities and locators are in one prefix each, of both families.
+fn dense(count: u8) -> BTreeMap<IpAddr, Rule> {
+    let mut table = BTreeMap::new();
+    for last in 0..count {
+        let ipv4 = [
+            Ipv4Addr::new(10, 2, 0, last),
+            Ipv4Addr::new(100, 64, 0, last),
+        ];
+        let ipv6 = ["2001:db8:2::", "2001:db8:3::"].map(|prefix| {
+            let prefix: Ipv6Addr = prefix.parse().unwrap();
+            Ipv6Addr::from(u128::from(prefix) + u128::from(last))
+        });
+        for [identity, locator] in [ipv4.map(IpAddr::from), ipv6.map(IpAddr::from)] {
+            let rule = Rule::Away {
+                locator,
+                home: None,
+            };
+            table.insert(identity, rule);
+            table.insert(locator, Rule::Known { identity });
+        }
+    }
+    table
+}
+
+fn assert_same(instance: &str, table: &BTreeMap<IpAddr, Rule>, case: &str) {
+    let found = effective(instance);
+    assert_eq!(found.len(), table.len(), "{case}");
+    for (address, rule) in table {
+        let (action, counterpart) = match rule {
+            Rule::Away { locator, .. } => ("away", *locator),
+            Rule::Known { identity } => ("known", *identity),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            found[address],
+            (action, Some(counterpart)),
+            "{case}: {address}"
+        );
+    }
+}
+
+/// Entries of direct blocks, as they lie in the table.
+fn are_in_a_row(instance: &str) -> bool {
+    let reader = Reader::open(instance).unwrap();
+    reader.entries().all(|entry| {
+        let last = match entry.address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
+        entry.index % 256 == u32::from(last)
+    })
+}
+
+#[test]
+fn a_dense_prefix_gets_a_block_whoever_is_killed_at_it() {
+    in_place(|place| {
+        drop(place.start());
+        // A chunk that was made stays until chunks are short.
+        for point in ["chunk:filled", "chunk:placed"] {
+            killed_at(place, "grow", point);
+            let router = Router::open(&place.instance).unwrap();
+            assert_eq!(router.table(), BTreeMap::new(), "killed at {point}");
+        }
+        let mut router = Router::open(&place.instance).unwrap();
+        router.replace(&dense(SPARSE)).unwrap();
+        router.replace(&dense(GROWN)).unwrap();
+        assert!(are_in_a_row(&place.instance));
+        router.replace(&BTreeMap::new()).unwrap();
+        drop(router);
+        let points = [
+            "prefix:filled",
+            "prefix:placed#2",
+            "block:copied#1",
+            "block:filled#1",
+            "block:placed#1",
+            "block:placed#3",
+            "block:placed#4",
+            "block:unindexed#1",
+            "block:counted#1",
+            "release:counters#1",
+            "block:unindexed#2",
+            "prepare:entries#2",
+            "prepare:written",
+        ];
+        for point in points {
+            let case = format!("killed at {point}");
+            let before = if point.starts_with("prefix") {
+                BTreeMap::new()
+            } else {
+                dense(SPARSE)
+            };
+            let mut router = Router::open(&place.instance).unwrap();
+            router.replace(&before).unwrap();
+            drop(router);
+            if point.starts_with("prepare:entries") {
+                // In blocks that are there already.
+                let mut router = Router::open(&place.instance).unwrap();
+                router.replace(&dense(GROWN)).unwrap();
+                router.replace(&before).unwrap();
+                drop(router);
+            }
+            killed_at(place, "grow", point);
+            let mut router = Router::open(&place.instance).unwrap();
+            assert_same(&place.instance, &before, &case);
+            assert_eq!(router.table(), before, "{case}");
+            router.replace(&dense(GROWN)).unwrap();
+            assert_same(&place.instance, &dense(GROWN), &case);
+            router.replace(&BTreeMap::new()).unwrap();
+            assert_same(&place.instance, &BTreeMap::new(), &case);
+        }
+        for point in [
+            "remove:absent",
+            "remove:unindexed",
+            "block:taken#1",
+            "block:taken#2",
+            "release:counters#1",
+            "release:counters#2",
+        ] {
+            let case = format!("emptied, killed at {point}");
+            let mut router = Router::open(&place.instance).unwrap();
+            router.replace(&dense(GROWN)).unwrap();
+            drop(router);
+            killed_at(place, "empty", point);
+            let mut router = Router::open(&place.instance).unwrap();
+            assert!(router.table().is_empty(), "{case}");
+            assert_same(&place.instance, &BTreeMap::new(), &case);
+            router.replace(&dense(GROWN)).unwrap();
+            assert_same(&place.instance, &dense(GROWN), &case);
+            assert!(are_in_a_row(&place.instance), "{case}");
+            router.replace(&dense(SPARSE)).unwrap();
+            assert_same(&place.instance, &dense(SPARSE), &case);
+        }
+    });
+}
+
+#[test]
+fn blocks_make_way_when_their_room_is_needed() {
+    in_place(|place| {
+        let mut config = place.config();
+        config.max_addresses = 1000;
+        config.max_addresses_ipv6 = 1000;
+        let Started { mut router, .. } = Router::start(&config, &StartOptions::default()).unwrap();
+        // Two blocks of each family, with holes.
+        router.replace(&dense(GROWN)).unwrap();
+        assert!(are_in_a_row(&place.instance));
+        let mut table = dense(GROWN);
+        for number in 0..700_u32 {
+            let identity = IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number * 256));
+            let locator = IpAddr::from(Ipv4Addr::from(0x6441_0000 + number));
+            table.insert(identity, Rule::Known { identity: locator });
+        }
+        router.replace(&table).unwrap();
+        assert_same(&place.instance, &table, "a full table");
+        drop(router);
+        let router = Router::open(&place.instance).unwrap();
+        assert_eq!(router.table(), table);
+    });
+}
+
+#[test]
+fn traffic_follows_an_entry_into_its_block_and_ends_with_it() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        router.replace(&dense(SPARSE)).unwrap();
+        let traffic = |address: IpAddr| {
+            let reader = Reader::open(&place.instance).unwrap();
+            let entry = reader.entry(address).unwrap().unwrap();
+            (entry.index, entry.traffic.unwrap())
+        };
+        let addresses: [IpAddr; 2] =
+            ["10.2.0.7", "2001:db8:2::7"].map(|text| text.parse().unwrap());
+        for (address, family) in addresses.into_iter().zip([4_u32, 6]) {
+            let (index, before) = traffic(address);
+            assert_eq!(before.packets_to, 0);
+            let open = |name: &str| {
+                let path = place.pins().join("maps").join(name);
+                aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(path).unwrap()).unwrap()
+            };
+            let map = open(&format!("BINDING_COUNTERS_IPV{family}"));
+            let mut counters: aya::maps::Array<_, [u64; 2]> = map.try_into().unwrap();
+            counters
+                .set(
+                    index,
+                    [PackedTraffic::packet(100).0, PackedTraffic::packet(60).0],
+                    0,
+                )
+                .unwrap();
+            let map = open("BINDING_TOTALS");
+            let mut totals: aya::maps::HashMap<_, [u32; 2], [u64; 4]> = map.try_into().unwrap();
+            totals
+                .insert([index, family], [10, 1000, 20, 2000], 0)
+                .unwrap();
+        }
+        router.replace(&dense(GROWN)).unwrap();
+        for address in addresses {
+            let (_, after) = traffic(address);
+            assert_eq!((after.packets_to, after.bytes_to), (11, 1100));
+            assert_eq!((after.packets_from, after.bytes_from), (21, 2060));
+        }
+        router.replace(&BTreeMap::new()).unwrap();
+        router.replace(&dense(GROWN)).unwrap();
+        for address in addresses {
+            assert_eq!(traffic(address).1.packets_to, 0);
+        }
+    });
+}
+
+#[test]
+fn locator_pools_are_kept_as_they_are_set() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        let nets = |texts: &[&str]| -> Vec<ipnet::IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let cases: [&[&str]; 5] = [
+            &[
+                "10.1.1.128/25",
+                "10.3.0.0/16",
+                "100.64.0.0/10",
+                "2001:db8:1::/80",
+            ],
+            &[
+                "10.1.1.192/26",
+                "10.3.7.0/24",
+                "100.64.0.0/10",
+                "2001:db8:1::/96",
+            ],
+            &[
+                "10.1.1.0/24",
+                "10.3.7.16/28",
+                "2001:db8:1:0:8000::/65",
+                "2001:db8:9::/64",
+            ],
+            &["10.3.0.0/16"],
+            &[],
+        ];
+        for case in cases {
+            router.set_pools(&nets(case)).unwrap();
+            assert_eq!(router.pools(), nets(case));
+            let summary = Reader::open(&place.instance).unwrap().summary().unwrap();
+            assert_eq!(summary.pools, nets(case));
+        }
+        for case in [
+            &["2001:db8::/48"][..],
+            &["2001:db8::/80", "2001:db8::1:0:0:0/80"],
+        ] {
+            let error = router.set_pools(&nets(case)).unwrap_err();
+            assert!(
+                matches!(error, RouterError::UnsuitablePool { .. }),
+                "{error}"
+            );
+        }
+    });
 }
 
 fn killed_at(place: &Place, steps: &str, failpoint: &str) {
@@ -968,7 +1231,7 @@ fn many_bindings_become_active_through_the_command_line() {
         let stats = run(&format!("{natmig} stats --instance {instance} --json"));
         let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
         assert_eq!(stats["interfaces"].as_array().map(Vec::len), Some(3));
-        assert_eq!(stats["guard"].as_array().map(Vec::len), Some(4));
+        assert_eq!(stats["guard"].as_array().map(Vec::len), Some(8));
         run(&format!("{natmig} unload --instance {instance}"));
     });
 }

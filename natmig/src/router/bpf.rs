@@ -21,7 +21,6 @@ const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
-const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
@@ -394,27 +393,6 @@ impl MapHandle {
         }
     }
 
-    /// The key behind `key`, or the first.
-    pub(super) fn next_key<K: Pod>(&self, key: Option<&K>) -> io::Result<Option<K>> {
-        assert_eq!(
-            self.info.key_size as usize,
-            size_of::<K>(),
-            "key size of the map"
-        );
-        let mut next = K::zeroed();
-        let key: *const K = key.map_or(std::ptr::null(), |key| &raw const *key);
-        let attributes = Builder::new()
-            .fd(self.fd.as_fd())
-            .pointer(key)
-            .pointer(&raw mut next);
-        // SAFETY: both keys have the map's size; a null key asks for the first.
-        match unsafe { attributes.call(MAP_GET_NEXT_KEY) } {
-            Ok(_) => Ok(Some(next)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Sets many elements with few system calls. On an error, elements before it are set.
     pub(super) fn update_batch<K: Pod, V: Pod>(&self, keys: &[K], values: &[V]) -> io::Result<()> {
         self.check::<K, V>();
@@ -645,6 +623,24 @@ impl<T> Drop for Shared<T> {
             unsafe { libc::munmap(self.first.as_ptr().cast(), self.count * size_of::<T>()) };
         debug_assert_eq!(result, 0, "munmap of our own mapping");
     }
+}
+
+/// Makes an array of so many elements that can be mapped into memory.
+#[cfg(test)]
+pub(super) fn create_shared_array<T: Pod>(elements: u32) -> io::Result<MapHandle> {
+    const MMAPABLE: u32 = 1 << 10;
+    let size = u32::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: no pointers among the attributes.
+    let fd = unsafe {
+        Builder::new()
+            .u32(MAP_TYPE_ARRAY)
+            .u32(4)
+            .u32(size)
+            .u32(elements)
+            .u32(MMAPABLE)
+            .open(MAP_CREATE)
+    }?;
+    MapHandle::new(fd)
 }
 
 /// Makes an RCU grace period happen by replacing the element of a map of maps, which the kernel

@@ -50,12 +50,24 @@ pub(super) fn fast(activity: &Shared<Activity>) -> Result<Duration, RouterError>
 
 /// Waits for an RCU grace period: after it, nothing in the kernel holds what was unlinked before.
 pub(super) fn rcu() -> Result<(), RouterError> {
+    rcu_after(membarrier())
+}
+
+fn membarrier() -> io::Result<()> {
     // SAFETY: membarrier takes no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
     if result == 0 {
-        return Ok(());
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
-    let error = io::Error::last_os_error();
+}
+
+/// The grace period is over if `membarrier` could wait for it; else another way is taken.
+fn rcu_after(membarrier: io::Result<()>) -> Result<(), RouterError> {
+    let Err(error) = membarrier else {
+        return Ok(());
+    };
     match error.raw_os_error() {
         // Not there with `nohz_full`, or compiled out.
         Some(libc::EINVAL | libc::ENOSYS) => bpf::replace_inner_map().map_err(RouterError::system(
@@ -64,5 +76,50 @@ pub(super) fn rcu() -> Result<(), RouterError> {
         _ => Err(RouterError::system(
             "wait for a grace period with membarrier",
         )(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the kernel lets this process make maps; says it loudly if not.
+    fn able() -> bool {
+        let able = nix::unistd::geteuid().is_root();
+        assert!(
+            able || std::env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
+            "NATMIG_REQUIRE_ROOT=1, and this test needs root"
+        );
+        if !able {
+            eprintln!("SKIPPED: this test needs root");
+        }
+        able
+    }
+
+    #[test]
+    fn a_kernel_without_membarrier_waits_with_a_map_of_maps() {
+        if !able() {
+            return;
+        }
+        for error in [libc::EINVAL, libc::ENOSYS] {
+            rcu_after(Err(io::Error::from_raw_os_error(error))).unwrap();
+        }
+        let refused = rcu_after(Err(io::Error::from_raw_os_error(libc::EPERM)));
+        assert!(refused.unwrap_err().to_string().contains("membarrier"));
+    }
+
+    #[test]
+    fn a_cpu_that_does_not_move_on_is_waited_for_with_rcu() {
+        if !able() {
+            return;
+        }
+        let map = bpf::create_shared_array::<Activity>(2).unwrap();
+        let activity: Shared<Activity> = map.map_memory(true).unwrap();
+        // The packet began and never ended: only the kernel can say that nobody runs it.
+        activity.store(1, mem::offset_of!(Activity, entered), 7);
+        activity.store(1, mem::offset_of!(Activity, left), 6);
+        assert!(fast(&activity).unwrap() >= PATIENCE);
+        activity.store(1, mem::offset_of!(Activity, left), 7);
+        fast(&activity).unwrap();
     }
 }

@@ -172,8 +172,10 @@ impl Lock {
         matches!((locked, fs::metadata(path).map(inode)), (Ok(one), Ok(other)) if one == other)
     }
 
-    /// Ends the lock and removes its file.
+    /// Removes the lock's file, then ends the lock.
     pub(super) fn remove(self, instance: &Instance) -> io::Result<()> {
-        fs::remove_file(instance.lock_file())
+        let removed = fs::remove_file(instance.lock_file());
+        drop(self);
+        removed
     }
 }

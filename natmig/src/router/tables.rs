@@ -343,8 +343,7 @@ impl Tables {
         self.ipv4.prefixes.set_route(&self.maps, prefix, route)
     }
 
-    /// As [`Tables::set_route_ipv4`], of a /64. Prefixes of which nothing is known take 0, and so
-    /// does one that an address is bound in for the first time: see [`Tables::prefixes_ipv6`].
+    /// As [`Tables::set_route_ipv4`], of a /64. Prefixes of which nothing is known take 0.
     ///
     /// Fails without a change if there is no room to say anything of the prefix: then it takes 0.
     pub(super) fn set_route_ipv6(
@@ -353,19 +352,6 @@ impl Tables {
         route: u16,
     ) -> Result<(), RouterError> {
         self.ipv6.prefixes.set_route(&self.maps, prefix, route)
-    }
-
-    /// The route that packets to an address take.
-    pub(super) fn route(&self, address: IpAddr) -> u16 {
-        match address {
-            IpAddr::V4(address) => prefixes_ipv4::route(&self.maps, address.into()),
-            IpAddr::V6(address) => prefixes_ipv6::route(&self.maps, address.into()),
-        }
-    }
-
-    /// The /64s of which something is known: bound addresses, a pool or a route.
-    pub(super) fn prefixes_ipv6(&self) -> Vec<Ipv6Net> {
-        prefixes_ipv6::wides(&self.maps)
     }
 }
 

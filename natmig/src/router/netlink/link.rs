@@ -109,12 +109,13 @@ impl Link {
             if let LinkInfo::Kind(kind) = detail {
                 self.kind = Some(kind.to_string());
             } else if let LinkInfo::Data(InfoData::Vlan(details)) = detail {
-                let is_service = details
-                    .iter()
-                    .any(|detail| *detail == InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
-                self.vlan = details.into_iter().find_map(|detail| match detail {
-                    InfoVlan::Id(id) if !is_service => Some(id),
-                    _ => None,
+                let is_service = details.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+                self.vlan = details.into_iter().find_map(|detail| {
+                    if let InfoVlan::Id(id) = detail {
+                        (!is_service).then_some(id)
+                    } else {
+                        None
+                    }
                 });
             }
         }

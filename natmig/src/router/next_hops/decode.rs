@@ -112,11 +112,14 @@ pub(super) fn event(message: RouteNetlinkMessage) -> Event {
     } else if let DelNeighbour(message) = message {
         neighbor(&message).map_or(Event::Nothing, |(way, _)| Event::NeighborGone(way))
     } else if let NewLink(message) = message {
-        match message.header.interface_family {
-            AddressFamily::Unspec => Event::Link(link(message)),
-            AddressFamily::Inet6 => Event::Settings,
+        let family = message.header.interface_family;
+        if family == AddressFamily::Unspec {
+            Event::Link(link(message))
+        } else if family == AddressFamily::Inet6 {
+            Event::Settings
+        } else {
             // A bridge's view of its ports.
-            _ => Event::Nothing,
+            Event::Nothing
         }
     } else if let DelLink(message) = message {
         if message.header.interface_family == AddressFamily::Unspec {
@@ -137,10 +140,12 @@ pub(super) fn event(message: RouteNetlinkMessage) -> Event {
 /// own host routes, or those of other tables.
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    let (family, full) = match header.address_family {
-        AddressFamily::Inet => (Ip::V4, 32),
-        AddressFamily::Inet6 => (Ip::V6, 128),
-        _ => return None,
+    let (family, full) = if header.address_family == AddressFamily::Inet {
+        (Ip::V4, 32)
+    } else if header.address_family == AddressFamily::Inet6 {
+        (Ip::V6, 128)
+    } else {
+        return None;
     };
     if header.flags.contains(RouteFlags::Cloned)
         || (header.protocol == PROTOCOL && header.destination_prefix_length == full)

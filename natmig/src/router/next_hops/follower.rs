@@ -43,6 +43,10 @@ const FAMILIES: [(Ip, AddressFamily); 2] = [
 
 /// What is to be read again.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is read by itself, in any combination"
+)]
 struct Stale {
     everything: bool,
     routes: bool,
@@ -214,9 +218,12 @@ impl Follower {
             .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         self.links = links
             .into_iter()
-            .filter_map(|message| match decode::event(message) {
-                Event::Link(link) => Some((link.ifindex, link)),
-                _ => None,
+            .filter_map(|message| {
+                if let Event::Link(link) = decode::event(message) {
+                    Some((link.ifindex, link))
+                } else {
+                    None
+                }
             })
             .collect();
         self.read_settings();
@@ -253,9 +260,12 @@ impl Follower {
             let messages = self.monitor.dump(&RouteNetlinkMessage::GetRule(request))?;
             let rules: Vec<RuleMessage> = messages
                 .into_iter()
-                .filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRule(rule) => Some(rule),
-                    _ => None,
+                .filter_map(|message| {
+                    if let RouteNetlinkMessage::NewRule(rule) = message {
+                        Some(rule)
+                    } else {
+                        None
+                    }
                 })
                 .collect();
             self.rules[family.index()] = decode::rules_are_plain(&rules, family);
@@ -273,9 +283,12 @@ impl Follower {
             let messages = self.monitor.dump(&RouteNetlinkMessage::GetRoute(request))?;
             let routes = messages
                 .into_iter()
-                .filter_map(|message| match decode::event(message) {
-                    Event::Route(route, _) => Some(route),
-                    _ => None,
+                .filter_map(|message| {
+                    if let Event::Route(route, _) = decode::event(message) {
+                        Some(route)
+                    } else {
+                        None
+                    }
                 })
                 .collect();
             changed += self.mirror.replace_routes(family, routes);

@@ -93,7 +93,7 @@ mod tests {
             let begun = Instant::now();
             heartbeat.count(begun, 7_000_000);
             assert!(!heartbeat.is_ready());
-            heartbeat.count(begun + INTERVAL, 7_000_000 + per_second / 4);
+            heartbeat.count(begun + INTERVAL * 4, 7_000_000 + per_second);
             assert_eq!(heartbeat.patience, per_second);
         }
     }

@@ -88,7 +88,7 @@ impl Keeper {
         self.follower.read_again()?;
         self.follow()?;
         if Instant::now() >= self.next_beat {
-            self.check_prefixes()?;
+            self.check_prefixes();
         }
         if !self.follower.is_certain() {
             self.table.withdraw();
@@ -190,7 +190,7 @@ impl Keeper {
     }
 
     /// Finds prefixes that came since, and sets their routes.
-    fn check_prefixes(&mut self) -> Result<(), KeeperError> {
+    fn check_prefixes(&mut self) {
         let (chunks, slots) = self.table.tracked();
         self.follower.mirror.track(&chunks, &slots);
         let differences = self.table.differences(self.follower.mirror.grains());
@@ -199,7 +199,6 @@ impl Keeper {
             self.table.withdraw();
             self.change_prefixes(differences);
         }
-        Ok(())
     }
 
     fn change_prefixes(&mut self, grains: Vec<(Grain, RouteId)>) {

@@ -99,11 +99,11 @@ impl Monitor {
                     return Ok(());
                 }
                 let event = decode(bytes)?.map_or(Event::Nothing, decode::event);
-                pending.push_back(match event {
-                    Event::Route(route, _) => {
-                        Event::Route(route, header.flags & NLM_F_REPLACE != 0)
-                    }
-                    event => event,
+                let replaced = header.flags & NLM_F_REPLACE != 0;
+                pending.push_back(if let Event::Route(route, _) = event {
+                    Event::Route(route, replaced)
+                } else {
+                    event
                 });
                 Ok(())
             })?;
@@ -220,9 +220,11 @@ fn parse(bytes: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, MonitorErr
 }
 
 fn decode(bytes: &[u8]) -> Result<Option<RouteNetlinkMessage>, MonitorError> {
-    Ok(match parse(bytes)?.payload {
-        NetlinkPayload::InnerMessage(message) => Some(message),
-        _ => None,
+    let payload = parse(bytes)?.payload;
+    Ok(if let NetlinkPayload::InnerMessage(message) = payload {
+        Some(message)
+    } else {
+        None
     })
 }
 

@@ -16,6 +16,7 @@ pub(super) struct Path {
 
 /// The ways of a route. Routes with equal ways share one element of `ROUTES`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_field_names, reason = "the paths are what it is about")]
 pub(super) struct Paths {
     /// The family of the destinations; a gateway may be of the other one.
     pub(super) family: Ip,

@@ -28,6 +28,7 @@ struct Set {
 
 /// The sets of ways in use, by number.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the sets are what it is about")]
 pub(super) struct Sets {
     numbers: HashMap<Arc<Paths>, RouteId>,
     sets: Vec<Option<Set>>,

@@ -202,11 +202,6 @@ impl<F: Net> Entries<F> {
         self.slabs.used() as usize
     }
 
-    /// Number of direct blocks.
-    pub(super) fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
     /// The number of an address's entry.
     pub(super) fn find(&self, address: F::Number) -> Option<u32> {
         match self.blocks.get(&F::narrow(address)) {

@@ -67,11 +67,6 @@ fn element_of(maps: &Maps, address: u32) -> u32 {
     chunk_of(maps, wide).map_or(wide, |chunk| at(chunk, octet_of(address)))
 }
 
-/// The route of an address's prefix.
-pub(super) fn route(maps: &Maps, address: u32) -> u16 {
-    get(maps, element_of(maps, address)).route
-}
-
 /// What leads to an address, as a packet finds it: whether the index does, or the first entry of
 /// its block.
 fn lead(maps: &Maps, address: u32) -> (bool, Option<u32>) {
@@ -200,7 +195,7 @@ impl PrefixesIpv4 {
     }
 
     /// Stores what leads to the entries of a /24.
-    fn set_block(&mut self, maps: &Maps, narrow: u32, block: u32) {
+    fn set_block(maps: &Maps, narrow: u32, block: u32) {
         if let Some(chunk) = chunk_of(maps, wide_of(narrow)) {
             let element = at(chunk, octet_of(narrow));
             let before = get(maps, element);
@@ -305,7 +300,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         }
         if let Some(chunk) = chunk_of(maps, wide) {
             if get(maps, at(chunk, octet_of(narrow))).block == PrefixIpv4::HASH {
-                self.set_block(maps, narrow, PrefixIpv4::NONE);
+                Self::set_block(maps, narrow, PrefixIpv4::NONE);
             }
         } else if left == 0 {
             let block = PrefixIpv4::NONE;
@@ -325,7 +320,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
     }
 
     fn put_block(&mut self, maps: &Maps, narrow: u32, first: u32) -> Result<(), RouterError> {
-        self.set_block(maps, narrow, PrefixIpv4::FIRST + first);
+        Self::set_block(maps, narrow, PrefixIpv4::FIRST + first);
         Ok(())
     }
 
@@ -336,7 +331,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         } else {
             PrefixIpv4::NONE
         };
-        self.set_block(maps, narrow, block);
+        Self::set_block(maps, narrow, block);
     }
 
     fn mend(&mut self, maps: &Maps) {
@@ -347,7 +342,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
                     if get(maps, at(chunk, octet)).block == PrefixIpv4::HASH
                         && !self.hashed.contains(&narrow)
                     {
-                        self.set_block(maps, narrow, PrefixIpv4::NONE);
+                        Self::set_block(maps, narrow, PrefixIpv4::NONE);
                     }
                 }
                 continue;

@@ -52,11 +52,19 @@ const POOL: usize = 16;
 const BLOCK_WORD: usize = 16;
 
 fn high_of(address: u128) -> u64 {
-    (address >> 64) as u64
+    halves(address)[0]
 }
 
 fn low_of(address: u128) -> u64 {
-    (address & u128::from(u64::MAX)) as u64
+    halves(address)[1]
+}
+
+fn halves(address: u128) -> [u64; 2] {
+    let bytes = address.to_be_bytes();
+    let (mut high, mut low) = ([0; 8], [0; 8]);
+    high.copy_from_slice(&bytes[..8]);
+    low.copy_from_slice(&bytes[8..]);
+    [high, low].map(u64::from_be_bytes)
 }
 
 fn prefix_places(high: u64) -> [usize; 2] {
@@ -163,18 +171,13 @@ fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
     (flags & PREFIX_HASH != 0, block)
 }
 
-/// The route of an address's prefix.
-pub(super) fn route(maps: &Maps, address: u128) -> u16 {
-    find(maps, address).map_or(0, |prefix| prefix.route)
-}
-
 impl PrefixesIpv6 {
     /// The /64's slot, made if it has none; `None` if there is no room for one.
     fn ensure(&mut self, maps: &Maps, high: u64) -> Result<Option<Place>, RouterError> {
-        if let Some(wide) = self.wides.get(&high) {
-            if wide.place.is_some() || wide.hashed != 0 {
-                return Ok(wide.place);
-            }
+        if let Some(wide) = self.wides.get(&high)
+            && (wide.place.is_some() || wide.hashed != 0)
+        {
+            return Ok(wide.place);
         }
         let place = match free_prefix(maps, prefix_places(high)) {
             Some(place) => Some(place),
@@ -501,18 +504,4 @@ pub(super) fn pools(maps: &Maps) -> Vec<IpNet> {
     pools.sort();
     pools.dedup();
     pools
-}
-
-/// The /64s that have a slot.
-pub(super) fn wides(maps: &Maps) -> Vec<Ipv6Net> {
-    let mut wides = Vec::new();
-    for bucket in 0..maps.prefixes_ipv6.len() {
-        for slot in maps.prefixes_ipv6.get(bucket).slots {
-            if slot.used != 0 {
-                let first = u128::from(u64::from_be_bytes(slot.prefix)) << 64;
-                wides.push(Ipv6Net::new_assert(first.into(), 64));
-            }
-        }
-    }
-    wides
 }

@@ -12,5 +12,6 @@ mod group;
 mod kernel;
 mod links;
 mod network;
+mod next_hops;
 mod pair;
 mod pmtud;

