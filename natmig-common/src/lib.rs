@@ -15,6 +15,7 @@ mod hop;
 mod interface;
 pub mod names;
 mod prefix;
+mod settled;
 mod trace;
 mod transaction;
 
@@ -35,6 +36,7 @@ pub use prefix::{
     CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH, PoolMask,
     PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
 };
+pub use settled::Settled;
 pub use trace::{
     TRACE_PREFIX_COUNT, TRACE_RING_BYTES, TRACE_SNAP, TraceAddress, TraceAddresses, TraceEvent,
     TraceFilter, TracePrefix,

@@ -4,6 +4,10 @@
 pub const ENTRIES_IPV4: &str = "ENTRIES_IPV4";
 /// Entries of IPv6 addresses by index. Memory-mapped array.
 pub const ENTRIES_IPV6: &str = "ENTRIES_IPV6";
+/// [`crate::Settled`] by index of the entry, IPv4. Memory-mapped array.
+pub const SETTLED_IPV4: &str = "SETTLED_IPV4";
+/// [`crate::Settled`] by index of the entry, IPv6. Memory-mapped array.
+pub const SETTLED_IPV6: &str = "SETTLED_IPV6";
 /// Index of the entry of an IPv4 address that is in no block. Hash, key `[u8; 4]`, value `u32`.
 pub const INDEX_IPV4: &str = "INDEX_IPV4";
 /// Index of the entry of an IPv6 address that is in no block. Hash, key `[u8; 16]`, value `u32`.
@@ -51,10 +55,12 @@ pub const PROGRAM: &str = "natmig";
 pub const HEARTBEAT_PROGRAM: &str = "natmig_heartbeat";
 
 /// All maps, in the order in which they are created and pinned.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 24] = [
     META,
     ENTRIES_IPV4,
     ENTRIES_IPV6,
+    SETTLED_IPV4,
+    SETTLED_IPV6,
     INDEX_IPV4,
     INDEX_IPV6,
     PREFIXES_IPV4,

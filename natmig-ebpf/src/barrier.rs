@@ -104,3 +104,18 @@ pub(crate) fn forget<T>(place: &mut T) {
 pub(crate) fn forget<T>(place: &mut T) {
     core::hint::black_box(place);
 }
+
+/// Uses `value`, so that whoever computes it does compute it.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn consume(value: usize) {
+    // SAFETY: the assembly copies a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value => _, options(nomem, preserves_flags, nostack));
+    }
+}
+
+/// Nothing: other targets have no verifier.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub(crate) fn consume(_value: usize) {}

@@ -4,7 +4,7 @@
 use natmig_common::{Counter, Interface, NextHop, Route};
 
 use crate::{
-    address::{Address as _, HardwareAddress},
+    address::Address as _,
     environment::{Environment, HopKind, RouteQuery},
     family::Ip,
     link::Link,
@@ -45,8 +45,8 @@ pub(crate) fn find<E: Environment, I: Ip>(
         hop.ifindex = next.ifindex;
         hop.device = next.device;
         hop.mtu = next.mtu;
-        hop.source_mac = HardwareAddress::new(next.source_mac);
-        hop.destination_mac = HardwareAddress::new(next.destination_mac);
+        hop.source_mac = shared::mac(&next.source_mac);
+        hop.destination_mac = shared::mac(&next.destination_mac);
         return;
     }
     ask(environment, interface, link, state);
@@ -97,7 +97,7 @@ fn deliver<E: Environment, I: Ip>(environment: &E, state: &mut State<I>) {
         return;
     };
     hop.leave_on(plan.deliver, interface);
-    hop.source_mac = HardwareAddress::new(interface.mac);
+    hop.source_mac = shared::mac(&interface.mac);
     hop.destination_mac = plan.deliver_mac;
     hop.mtu = interface.mtu;
     hop.kind = if packet.length > u32::from(interface.mtu) {

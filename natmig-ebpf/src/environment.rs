@@ -2,7 +2,7 @@
 //! routing table, counters.
 
 use natmig_common::{
-    BlockBucket, Counter, Entry, Interface, NextHop, PoolMask, PrefixBucket, PrefixIpv4,
+    BlockBucket, Counter, Entry, Interface, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Settled,
 };
 
 use crate::{Frame, HardwareAddress, Ip};
@@ -47,6 +47,9 @@ pub trait Environment {
 
     /// The entry. It may be of another address than the one from which it was found.
     fn entry<I: Ip>(&self, index: u32) -> Option<&Entry<I>>;
+
+    /// What is known of the entry without looking at it.
+    fn settled<I: Ip>(&self, index: u32) -> Option<&Settled<I>>;
 
     /// The word of a transaction slot; 0 if there is no such slot.
     fn transaction_word(&self, slot: u32) -> u64;

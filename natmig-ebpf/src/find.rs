@@ -22,6 +22,8 @@ use crate::{
 pub struct Found {
     /// Where its entry would be; [`Found::NO_ENTRY`] if it has none.
     pub index: u32,
+    /// Whether a direct block led there: no other address's entry is at `index` then.
+    pub direct: bool,
     /// What is known of its prefix.
     pub prefix: Prefix,
 }
@@ -51,6 +53,7 @@ impl Found {
     /// Nothing is known.
     pub const NOTHING: Self = Self {
         index: Self::NO_ENTRY,
+        direct: false,
         prefix: Prefix::NONE,
     };
 }
@@ -130,6 +133,7 @@ pub(crate) fn find_ipv4<E: Environment, I: Ip<Address = AddressIpv4>>(
     };
     Found {
         index,
+        direct: element.block >= PrefixIpv4::FIRST,
         prefix: prefix_of_element(environment, address, element),
     }
 }
@@ -199,20 +203,30 @@ pub(crate) fn find_ipv6<E: Environment, I: Ip<Address = AddressIpv6>>(
     if flags & PREFIX_BLOCKS != 0 {
         index = block_ipv6(environment, address);
     }
+    let direct = index.is_some();
     if index.is_none() && flags & PREFIX_HASH != 0 {
         index = environment.index::<I>(address);
     }
     Found {
         index: index.unwrap_or(Found::NO_ENTRY),
+        direct,
         prefix,
     }
 }
 
-/// What is known of the address; says early that its binding will be counted.
+/// What is known of the address. What will be needed of its binding is touched, so that it comes from
+/// memory while other things are done; nothing is concluded from it.
 #[inline(always)]
 pub(crate) fn find<E: Environment, I: Ip>(environment: &E, address: I::Address) -> Found {
     let found = I::find(environment, address);
     if found.index != Found::NO_ENTRY {
+        if found.direct {
+            if let Some(settled) = environment.settled::<I>(found.index) {
+                shared::touch_settled(settled);
+            }
+        } else if let Some(entry) = environment.entry::<I>(found.index) {
+            shared::entry_reference(entry);
+        }
         environment.touch_binding::<I>(found.index);
     }
     found

@@ -4,7 +4,7 @@ use natmig_common::{Action, FLAG_HOME_EDGE, Reference};
 
 use crate::{
     address::{Address as _, HardwareAddress},
-    barrier::join,
+    barrier::{consume, join, opaque},
     environment::Environment,
     family::Ip,
     find::{Found, find},
@@ -19,6 +19,8 @@ use crate::{
 /// none. A packet has no more look-ups than there are places.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
+    /// Not 0 once a slot was asked for this packet: only then `answers` are the packet's.
+    asked: u64,
     answers: [u64; 5],
 }
 
@@ -27,14 +29,15 @@ const KEY: u64 = 0xffff_ffff;
 
 impl Lookups {
     /// No slot has been asked.
-    pub(crate) const EMPTY: Self = Self { answers: [0; 5] };
+    pub(crate) const EMPTY: Self = Self {
+        asked: 0,
+        answers: [0; 5],
+    };
 
     /// Begins with a packet.
     #[inline(always)]
     pub(crate) fn begin(&mut self) {
-        for answer in &mut self.answers {
-            *answer = 0;
-        }
+        self.asked = 0;
     }
 
     /// The word of the slot that `reference` names; 0 if nothing is pending.
@@ -44,6 +47,13 @@ impl Lookups {
             return 0;
         };
         let key = u64::from(reference.slot()).wrapping_add(1);
+        if self.asked == 0 {
+            self.asked = 1;
+            for answer in &mut self.answers {
+                // SAFETY: the reference is valid; volatile, because the compiler would make a call of it.
+                unsafe { core::ptr::write_volatile(answer, 0) };
+            }
+        }
         for answer in &self.answers {
             if answer & KEY == key {
                 return answer & !KEY;
@@ -96,15 +106,13 @@ impl<I: Ip> Visible<I> {
         sender_locator: I::Address::NONE,
     };
 
-    /// Begins with an address: sets what is not set for every entry.
+    /// Begins with an address: sets what says that there is nothing of something.
     #[inline(always)]
     fn forget(&mut self) {
         self.index = Found::NO_ENTRY;
         self.action = Action::Absent;
         self.flags = 0;
         self.sender = false;
-        self.mac = HardwareAddress::NONE;
-        self.sender_locator = I::Address::NONE;
     }
 
     /// The action that counts.
@@ -137,7 +145,7 @@ impl<I: Ip> Visible<I> {
 }
 
 /// Looks `address` up.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn lookup<E: Environment, I: Ip>(
     environment: &E,
     lookups: &mut Lookups,
@@ -145,9 +153,23 @@ pub(crate) fn lookup<E: Environment, I: Ip>(
     address: &I::Address,
     visible: &mut Visible<I>,
 ) {
+    consume(lookup_apart(environment, lookups, link, address, visible));
+}
+
+/// [`lookup`], as a function of its own. It returns a number, because one that returns nothing may
+/// leave a pointer to its caller's stack in the register of results, which the verifier refuses.
+#[inline(never)]
+fn lookup_apart<E: Environment, I: Ip>(
+    environment: &E,
+    lookups: &mut Lookups,
+    link: &Link,
+    address: &I::Address,
+    visible: &mut Visible<I>,
+) -> usize {
     visible.found = find::<E, I>(environment, *address);
     join(visible);
     look_at(environment, lookups, link, *address, visible);
+    opaque(0)
 }
 
 /// Looks at the entry that was found, if it is the one of `address`.
@@ -162,6 +184,15 @@ pub(crate) fn look_at<E: Environment, I: Ip>(
     let index = visible.found.index;
     visible.forget();
     if index == Found::NO_ENTRY {
+        return;
+    }
+    if visible.found.direct
+        && let Some(settled) = environment.settled::<I>(index)
+        && let Some((action, counterpart)) = shared::settled(settled)
+    {
+        visible.index = index;
+        visible.action = action;
+        visible.counterpart = counterpart;
         return;
     }
     let Some(entry) = environment.entry::<I>(index) else {

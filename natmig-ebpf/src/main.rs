@@ -27,6 +27,7 @@ use crate::xdp::Xdp;
 
 /// The program on every interface of a router.
 #[xdp(frags)]
+#[inline(always)]
 pub(crate) fn natmig(context: XdpContext) -> u32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_PASS;
@@ -62,6 +63,7 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
 /// Stamps the heartbeat with the kernel's clock, which userspace cannot read: the agent runs this
 /// program while its routes are right.
 #[xdp]
+#[inline(always)]
 pub(crate) fn natmig_heartbeat(_context: XdpContext) -> u32 {
     if let Some(heartbeat) = maps::HEARTBEAT.get_ptr_mut(0) {
         // SAFETY: the element is valid, and aligned; volatile, because packets read it meanwhile. The

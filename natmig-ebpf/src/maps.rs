@@ -9,7 +9,7 @@ use natmig_common::{
     Activity, BLOCK_BUCKETS, BindingKey, BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT,
     CHUNK_LENGTH, Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop,
     POOL_MASK_COUNT, PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT,
-    Slot, TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
+    Settled, Slot, TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
 };
 use natmig_ebpf::Scratch;
 
@@ -31,6 +31,14 @@ pub(crate) static ENTRIES_IPV4: Array<Entry<Ipv4>> =
 
 #[map]
 pub(crate) static ENTRIES_IPV6: Array<Entry<Ipv6>> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static SETTLED_IPV4: Array<Settled<Ipv4>> =
+    Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static SETTLED_IPV6: Array<Settled<Ipv6>> =
     Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
 #[map]

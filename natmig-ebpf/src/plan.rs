@@ -17,6 +17,7 @@ use crate::{
     outcome::Outcome,
     packet::Packet,
     scratch::State,
+    shared,
 };
 
 /// What becomes of a packet's addresses.
@@ -109,24 +110,18 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     link: &Link,
     state: &mut State<I>,
 ) -> Option<Outcome> {
-    let State {
-        packet,
-        destination,
-        source,
-        ..
-    } = state;
     let access = link.is_from(Role::Access);
     let takes_frames = access && interface.owns_gateway();
     let ours = link.is_from(Role::Kernel)
-        || link.destination_mac == HardwareAddress::new(interface.mac)
+        || link.destination_mac == shared::mac(&interface.mac)
         || (takes_frames && link.destination_mac == environment.gateway_mac());
     if !ours && !takes_frames {
         return Some(Outcome::Pass(Counter::PassForeignMac));
     }
 
-    // Both are found before either is looked at, so that both entries are on their way from memory.
-    destination.found = find::<E, I>(environment, packet.destination);
-    source.found = find::<E, I>(environment, packet.source);
+    // Both are found before either is looked at, so that both are on their way from memory.
+    state.destination.found = find::<E, I>(environment, state.packet.destination);
+    state.source.found = find::<E, I>(environment, state.packet.source);
     join(state);
     let State {
         packet,

@@ -1,9 +1,10 @@
 //! The way of a packet through the program.
 
-use natmig_common::{Counter, FLAG_TRUNK, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
+use natmig_common::{Counter, FLAG_TRUNK, Family as _, Interface, Ipv4, Ipv6, Role, UNKNOWN_SLOT};
 
 use crate::{
-    address::{Address as _, HardwareAddress},
+    address::Address as _,
+    barrier::join,
     egress,
     environment::{Environment, HopKind},
     family::Ip,
@@ -13,7 +14,7 @@ use crate::{
     outcome::Outcome,
     plan,
     scratch::{Scratch, State},
-    translate,
+    shared, translate,
 };
 
 /// Decides what becomes of the frame that came in on `ingress`, rewrites it accordingly and counts
@@ -127,6 +128,7 @@ fn route<E: Environment, I: Ip>(
     link: &Link,
     state: &mut State<I>,
 ) -> Outcome {
+    join(state);
     if let Some(outcome) = I::discover(environment, interface, link, state) {
         return outcome;
     }
@@ -145,7 +147,9 @@ fn route<E: Environment, I: Ip>(
         state.rewrite.keep(&state.packet);
         return pass(environment, interface, link, state, Counter::PassUnbound);
     }
+    join(state);
     egress::find(environment, interface, link, state);
+    join(state);
     conclude(environment, interface, link, state)
 }
 
@@ -246,7 +250,14 @@ fn conclude<E: Environment, I: Ip>(
         return pass(environment, interface, link, state, Counter::PassFragment);
     }
     rewrite.hop = u32::from(!from_kernel);
-    translate::apply(environment, link, packet, rewrite);
+    join(state);
+    if I::NUMBER == Ipv4::NUMBER {
+        translate::apply(environment, link, &state.packet, &state.rewrite);
+    } else {
+        translate::apply_apart(environment, link, &state.packet, &state.rewrite);
+    }
+    join(state);
+    let State { plan, hop, .. } = state;
     if !link::leave(environment, link, hop) {
         return Outcome::Drop(Counter::DropNoRoom);
     }
@@ -289,14 +300,14 @@ fn prepare_for_kernel<E: Environment, I: Ip>(
     if rewrite.changes_address(packet) {
         translate::apply(environment, link, packet, rewrite);
     }
-    let own = HardwareAddress::new(interface.mac);
+    let own = shared::mac(&interface.mac);
     if link.destination_mac != own {
         link::set_macs(environment, own, link.source_mac);
     }
 }
 
 /// Counts what was done with the packet on the way.
-#[inline(never)]
+#[inline(always)]
 fn count_steps<E: Environment, I: Ip>(
     environment: &E,
     interface: &Interface,

@@ -9,7 +9,8 @@
 use core::ptr::{addr_of, read_volatile};
 
 use natmig_common::{
-    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Version,
+    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Settled,
+    Version,
 };
 
 use crate::{
@@ -30,6 +31,30 @@ pub(crate) fn entry_address<I: Ip>(entry: &Entry<I>) -> I::Address {
 pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
     unsafe { read_volatile(addr_of!(entry.family)) }
+}
+
+/// Reads the element for no other reason than that it will be needed.
+#[inline(always)]
+pub(crate) fn touch_settled<I: Ip>(settled: &Settled<I>) {
+    // SAFETY: the reference is valid; volatile, so that it is read at all.
+    unsafe { read_volatile(addr_of!(settled.action)) };
+}
+
+/// Action and counterpart of an entry that need not be looked at.
+#[inline(always)]
+pub(crate) fn settled<I: Ip>(settled: &Settled<I>) -> Option<(Action, I::Address)> {
+    // SAFETY: the reference is valid; volatile, because userspace may write it. The counterpart is
+    // read after the action.
+    unsafe {
+        let action = read_volatile(addr_of!(settled.action));
+        let settled: *const Settled<I> = dependent(settled, action);
+        let counterpart = read_volatile(addr_of!((*settled).counterpart));
+        let counterpart = crate::address::Address::new(counterpart);
+        match Action::from_raw(action) {
+            Some(action @ (Action::Away | Action::Known)) => Some((action, counterpart)),
+            Some(Action::Absent | Action::Local | Action::Deliver | Action::Forward) | None => None,
+        }
+    }
 }
 
 /// The entry's reference: 0, or the transaction of the pending version.
@@ -222,6 +247,26 @@ pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -
             return None;
         }
         Some(read_volatile(addr_of!((*slot).first)))
+    }
+}
+
+/// A MAC address in a table. (Byte by byte, as the compiler would have it, costs six loads.)
+#[inline(always)]
+pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
+    if cfg!(target_arch = "bpf") {
+        let pointer = core::ptr::from_ref(mac);
+        // SAFETY: the six bytes are valid; the target reads them wherever they lie, see `frame.rs`.
+        let (first, second) = unsafe {
+            (
+                pointer.cast::<u32>().read(),
+                pointer.cast::<u16>().wrapping_add(2).read(),
+            )
+        };
+        let [a, b, c, d] = first.to_ne_bytes();
+        let [e, f] = second.to_ne_bytes();
+        HardwareAddress::new([a, b, c, d, e, f])
+    } else {
+        HardwareAddress::new(*mac)
     }
 }
 

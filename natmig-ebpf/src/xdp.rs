@@ -2,8 +2,8 @@
 
 use core::{
     arch::asm,
-    mem::zeroed,
-    ptr::{addr_of, read_volatile},
+    mem::MaybeUninit,
+    ptr::{addr_of, read_volatile, write_volatile},
 };
 
 use aya_ebpf::{
@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use natmig_common::{
     BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop, PoolMask, PrefixBucket,
-    PrefixIpv4, VlanKey,
+    PrefixIpv4, Settled, VlanKey,
 };
 use natmig_ebpf::{
     Address as _, Environment, Frame, HardwareAddress, Hop, HopKind, Ip, RouteQuery, slot_word,
@@ -158,6 +158,17 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
+    fn settled<I: Ip>(&self, index: u32) -> Option<&Settled<I>> {
+        let settled: *const Settled<I> = if I::NUMBER == Ipv4::NUMBER {
+            maps::SETTLED_IPV4.get_ptr(index)?.cast()
+        } else {
+            maps::SETTLED_IPV6.get_ptr(index)?.cast()
+        };
+        // SAFETY: the element is valid, and of the family.
+        Some(unsafe { &*settled })
+    }
+
+    #[inline(always)]
     fn transaction_word(&self, slot: u32) -> u64 {
         maps::TRANSACTIONS.get(slot).map_or(0, slot_word)
     }
@@ -203,8 +214,15 @@ impl Environment for Xdp {
 
     #[inline(never)]
     fn fib<I: Ip>(&self, query: &RouteQuery<I>, hop: &mut Hop) {
-        // SAFETY: all zero is a valid value of the kernel's structure.
-        let mut question: FibLookup = unsafe { zeroed() };
+        // Word by word: the compiler would make a call of anything shorter.
+        let mut words = [const { MaybeUninit::<u64>::uninit() }; size_of::<FibLookup>() / 8];
+        for word in &mut words {
+            // SAFETY: the word is the function's own.
+            unsafe { write_volatile(word.as_mut_ptr(), 0) };
+        }
+        // SAFETY: all zero is a valid value of the kernel's structure, which has this size.
+        let mut question =
+            unsafe { core::mem::transmute::<[MaybeUninit<u64>; 8], FibLookup>(words) };
         question.l4_protocol = query.protocol;
         question.__bindgen_anon_1.tot_len = query.length;
         let source = query.source.octets();

@@ -152,6 +152,8 @@ fn load_once(
         .override_global("WEAK_ORDER", &weak_order, false)
         .map_max_entries(names::ENTRIES_IPV4, sizes.addresses_ipv4)
         .map_max_entries(names::ENTRIES_IPV6, sizes.addresses_ipv6)
+        .map_max_entries(names::SETTLED_IPV4, sizes.addresses_ipv4)
+        .map_max_entries(names::SETTLED_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::INDEX_IPV4, sizes.addresses_ipv4)
         .map_max_entries(names::INDEX_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::ACTIVITY, sizes.cpus)

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use natmig_common::{
     ABI_VERSION, Activity, BindingKey, BindingTotal, BindingTraffic, BlockBucket, Entry, Heartbeat,
-    Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Slot,
-    Traffic, VlanKey, names,
+    Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Settled,
+    Slot, Traffic, VlanKey, names,
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
 #[derive(Debug)]
 pub(super) struct FamilyMaps<F: Net> {
     pub(super) entries: Shared<Entry<F>>,
+    pub(super) settled: Shared<Settled<F>>,
     pub(super) index: MapHandle,
     /// Banks one after the other, each with an element per entry; none of them if nothing counts.
     pub(super) counters: Shared<BindingTraffic>,
@@ -97,10 +98,16 @@ impl MapBytes {
                     path.display()
                 )))?;
             match name {
-                names::ENTRIES_IPV4 | names::INDEX_IPV4 | names::BINDING_COUNTERS_IPV4 => {
+                names::ENTRIES_IPV4
+                | names::SETTLED_IPV4
+                | names::INDEX_IPV4
+                | names::BINDING_COUNTERS_IPV4 => {
                     bytes.ipv4 += memory;
                 }
-                names::ENTRIES_IPV6 | names::INDEX_IPV6 | names::BINDING_COUNTERS_IPV6 => {
+                names::ENTRIES_IPV6
+                | names::SETTLED_IPV6
+                | names::INDEX_IPV6
+                | names::BINDING_COUNTERS_IPV6 => {
                     bytes.ipv6 += memory;
                 }
                 _ => bytes.shared += memory,
@@ -121,11 +128,13 @@ impl Maps {
             meta: opener.memory(names::META)?,
             ipv4: FamilyMaps {
                 entries: opener.memory(names::ENTRIES_IPV4)?,
+                settled: opener.memory(names::SETTLED_IPV4)?,
                 index: opener.map::<[u8; 4], u32>(names::INDEX_IPV4)?,
                 counters: opener.memory(names::BINDING_COUNTERS_IPV4)?,
             },
             ipv6: FamilyMaps {
                 entries: opener.memory(names::ENTRIES_IPV6)?,
+                settled: opener.memory(names::SETTLED_IPV6)?,
                 index: opener.map::<[u8; 16], u32>(names::INDEX_IPV6)?,
                 counters: opener.memory(names::BINDING_COUNTERS_IPV6)?,
             },

@@ -17,8 +17,8 @@ use natmig_bench_ebpf::{BINDINGS, IN, OUT};
 use natmig_common::{
     ABI_VERSION, Action, BLOCK_BUCKETS, BLOCK_LENGTH, BlockBucket, BlockIpv6, CHUNK_LENGTH,
     Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PREFIX_BLOCKS,
-    PREFIX_BUCKETS, PREFIX_HASH, PrefixBucket, PrefixIpv4, PrefixIpv6, Role, Route, Version,
-    WIDE_PREFIXES, buckets, names,
+    PREFIX_BUCKETS, PREFIX_HASH, PrefixBucket, PrefixIpv4, PrefixIpv6, Role, Route, Settled,
+    Version, WIDE_PREFIXES, buckets, names,
 };
 
 use crate::{
@@ -145,6 +145,8 @@ impl Core {
             .override_global("FORWARD_ALL", &u32::from(settings.forward_all), true)
             .map_max_entries(names::ENTRIES_IPV4, ENTRIES)
             .map_max_entries(names::ENTRIES_IPV6, ENTRIES)
+            .map_max_entries(names::SETTLED_IPV4, ENTRIES)
+            .map_max_entries(names::SETTLED_IPV6, ENTRIES)
             .map_max_entries(names::INDEX_IPV4, ENTRIES)
             .map_max_entries(names::INDEX_IPV6, ENTRIES)
             .map_max_entries(names::BINDING_COUNTERS_IPV4, counters)
@@ -245,6 +247,7 @@ impl Core {
     fn fill_ipv4(&mut self, settings: Settings) -> Result<()> {
         let (identities, locators) = areas();
         let entries = self.memory::<Entry<Ipv4>>(names::ENTRIES_IPV4)?;
+        let settled = self.memory::<Settled<Ipv4>>(names::SETTLED_IPV4)?;
         let prefixes = self.memory::<PrefixIpv4>(names::PREFIXES_IPV4)?;
         let mut chunk = 0;
         for (first, area, other, action) in [
@@ -270,6 +273,7 @@ impl Core {
                     ..Entry::zeroed()
                 };
                 entries.set(first + number, entry);
+                settled.set(first + number, Settled::of(&entry));
             }
             // All of the area's /8, the /16s with entries with a chunk.
             for wide in 0..256 {
@@ -321,6 +325,7 @@ impl Core {
     fn fill_ipv6(&mut self, settings: Settings) -> Result<()> {
         let (identities, locators) = areas();
         let entries = self.memory::<Entry<Ipv6>>(names::ENTRIES_IPV6)?;
+        let settled = self.memory::<Settled<Ipv6>>(names::SETTLED_IPV6)?;
         let prefixes = self.memory::<PrefixBucket>(names::PREFIXES_IPV6)?;
         let blocks = self.memory::<BlockBucket>(names::BLOCKS_IPV6)?;
         let mut homeless = Vec::new();
@@ -347,6 +352,7 @@ impl Core {
                     ..Entry::zeroed()
                 };
                 entries.set(first + number, entry);
+                settled.set(first + number, Settled::of(&entry));
                 let (high, low) = halves(address);
                 if low.trailing_zeros() >= 8 && settings.blocks {
                     let block = BlockIpv6 {

@@ -10,7 +10,8 @@
 //! - What leads to an entry goes, then a grace period, then the entry, and after another it is free:
 //!   a block goes on leading to an entry that its address may soon have again.
 
-use natmig_common::{Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Version};
+use bytemuck::Zeroable as _;
+use natmig_common::{Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, Version};
 
 use super::{
     super::{
@@ -66,10 +67,13 @@ fn write_entry<F: Net>(maps: &FamilyMaps<F>, number: u32, entry: &Entry<F>) {
     let rest = use_offset::<F>() + 8;
     maps.entries.write(number as usize, rest, &bytes[rest..]);
     maps.entries.write(number as usize, 0, &bytes[..rest]);
+    // Never for an entry that is not in use: a block that is built later may not write all of its own.
+    settle(maps, number, &Settled::of(entry));
 }
 
 /// Clears an entry.
 fn clear_entry<F: Net>(maps: &FamilyMaps<F>, number: u32) {
+    settle(maps, number, &Settled::zeroed());
     let zero = [0; 128];
     let from = use_offset::<F>();
     let at = number as usize;
@@ -128,6 +132,9 @@ impl<F: Net> Entries<F> {
             let held = entry.reference != 0 && holds(entry.reference, number);
             if entry.reference != 0 && !held {
                 set_reference(family, number, 0);
+            }
+            if !held {
+                settle(family, number, &Settled::of(&family.entries.get(at)));
             }
             let absent = !held && action(&entry.current) == Action::Absent;
             if let Some(first) = entries.blocks.get(&F::narrow(address)) {
@@ -532,14 +539,34 @@ impl<F: Net> Entries<F> {
     }
 }
 
-/// Stores the word of an entry that refers to a transaction.
+/// Stores the word of an entry that refers to a transaction. While it refers to one, the entry must be
+/// looked at; when it no longer does, its current version is in force.
 pub(super) fn set_reference<F: Net>(maps: &FamilyMaps<F>, number: u32, reference: u64) {
+    if reference != 0 {
+        settle(maps, number, &Settled::zeroed());
+    }
     let offset = std::mem::offset_of!(Entry<F>, reference);
     maps.entries.publish(number as usize, offset, reference);
+    if reference == 0 {
+        let entry = maps.entries.get(number as usize);
+        settle(maps, number, &Settled::of(&entry));
+    }
+}
+
+/// Says what may be known of an entry without looking at it; the word with the action comes last.
+fn settle<F: Net>(maps: &FamilyMaps<F>, number: u32, settled: &Settled<F>) {
+    let bytes = bytemuck::bytes_of(settled);
+    let (rest, word) = bytes.split_at(bytes.len() - 8);
+    if settled.action != 0 {
+        maps.settled.write(number as usize, 0, rest);
+    }
+    let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
+    maps.settled.publish(number as usize, rest.len(), word);
 }
 
 /// Ends what the current version does: one store of the word that holds the action.
 pub(super) fn set_absent<F: Net>(maps: &FamilyMaps<F>, number: u32) {
+    settle(maps, number, &Settled::zeroed());
     let offset = std::mem::offset_of!(Entry<F>, current);
     maps.entries.publish(number as usize, offset, 0);
 }
