@@ -84,7 +84,7 @@ pub struct Window<'a, const N: usize> {
 
 impl<const N: usize> Window<'_, N> {
     /// The value at `at`. The machines for which the kernel lets programs read packets at any
-    /// address (x86-64, arm64, s390x, POWER, most RISC-V and LoongArch) do so in one instruction.
+    /// address (x86-64, arm64, s390x, POWER, most RISC-V and `LoongArch`) do so in one instruction.
     ///
     /// # Safety
     ///

@@ -163,7 +163,7 @@ pub(crate) fn leave<E: Environment>(environment: &E, link: &Link, hop: &Hop) -> 
 #[inline(never)]
 fn set_tag<E: Environment>(environment: &E, link: &Link, vlan: u16) -> bool {
     if link.tagged != 0 && vlan == 0 {
-        return environment.shift(-i32::from(TAG));
+        return environment.shift(i32::from(TAG).wrapping_neg());
     }
     if link.tagged == 0 && !environment.shift(i32::from(TAG)) {
         return false;

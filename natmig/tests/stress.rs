@@ -269,13 +269,13 @@ impl Writer {
             self.run_transaction(&changes, true);
             self.blocks += 4;
         }
-        if how % 3 != 0 {
+        if !how.is_multiple_of(3) {
             // Into a block that is there already.
             let changes = Changes {
                 early: Self::fill(next, epoch, COLORS + FILL, 20),
                 pending: Vec::new(),
             };
-            self.run_transaction(&changes, how % 2 == 0);
+            self.run_transaction(&changes, how.is_multiple_of(2));
         }
         if !self.drain() {
             return;

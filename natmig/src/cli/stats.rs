@@ -279,7 +279,7 @@ impl Report<'_> {
 }
 
 fn with_rate(row: [String; 7], rate: Option<Rate>) -> Vec<String> {
-    let mut row = row.to_vec();
+    let mut row = Vec::from(row);
     if let Some(rate) = rate {
         row.push(sample::short(rate.packets_per_second));
         row.push(sample::short(rate.bytes_per_second));

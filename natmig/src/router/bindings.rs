@@ -209,7 +209,7 @@ impl Parser<'_> {
     ) -> Result<Table, BindingsError> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let valid = &bytes[..error.valid_up_to()];
-            let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = valid.split(|byte| *byte == b'\n').count();
             self.error(line, "is no text", "write it as UTF-8 text")
         })?;
         let mut bindings = 0;

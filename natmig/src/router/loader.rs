@@ -174,7 +174,18 @@ fn load_once(
             .ok_or_else(|| RouterError::Program(format!("the object has no program {name}")))?
             .try_into()
             .map_err(|error: aya::programs::ProgramError| describe(&error))?;
-        program.load().map_err(|error| describe(&error))?;
+        // The kernel gives up verifying when something interrupts it, and wants to be asked again.
+        let mut attempts = 20;
+        loop {
+            match program.load() {
+                Err(aya::programs::ProgramError::LoadError { io_error, .. })
+                    if io_error.kind() == std::io::ErrorKind::WouldBlock && attempts > 0 =>
+                {
+                    attempts -= 1;
+                }
+                result => break result.map_err(|error| describe(&error))?,
+            }
+        }
         program
             .fd()
             .map_err(|error| describe(&error))?

@@ -36,7 +36,7 @@ pub struct Reader {
 /// Traffic that was taken out of counters that were full.
 type Totals = HashMap<(u32, u32), BindingTotal>;
 
-const fn id(key: &BindingKey) -> (u32, u32) {
+const fn id(key: BindingKey) -> (u32, u32) {
     (key.family, key.entry)
 }
 
@@ -265,7 +265,7 @@ impl Reader {
         // A traffic counter that is full goes there after it was read here, or never.
         let totals = self.maps.totals.read_all::<BindingKey, _>();
         let totals = totals.unwrap_or_default().into_iter();
-        let totals: Rc<Totals> = Rc::new(totals.map(|(key, total)| (id(&key), total)).collect());
+        let totals: Rc<Totals> = Rc::new(totals.map(|(key, total)| (id(key), total)).collect());
         let ipv4 = self.entries_of::<Ipv4>(Rc::clone(&totals));
         ipv4.chain(self.entries_of::<Ipv6>(totals))
     }
@@ -301,7 +301,7 @@ impl Reader {
             .totals
             .lookup(&key)
             .map_err(RouterError::system("read counters by binding"))?;
-        let totals = total.map(|total| (id(&key), total)).into_iter().collect();
+        let totals = total.map(|total| (id(key), total)).into_iter().collect();
         let entry = self.view::<F>(index, &totals);
         Ok(entry.filter(|entry| entry.address == address))
     }
@@ -527,7 +527,7 @@ impl Reader {
                 bytes_from: from.bytes(),
             });
         }
-        if let Some(total) = totals.get(&id(&total_key::<F>(index))) {
+        if let Some(total) = totals.get(&id(total_key::<F>(index))) {
             sum.add(TrafficView {
                 packets_to: total.packets_to,
                 bytes_to: total.bytes_to,

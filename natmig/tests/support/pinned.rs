@@ -65,7 +65,12 @@ impl Pinned {
 
     /// Runs a frame that comes in on an interface `repeat` times, each time as the time before left
     /// it; the last verdict, and the frame.
-    pub(crate) fn run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<(u32, Vec<u8>)> {
+    pub(crate) fn run(
+        &self,
+        frame: &[u8],
+        ifindex: u32,
+        repeat: u32,
+    ) -> io::Result<(u32, Vec<u8>)> {
         let length = u32::try_from(frame.len()).unwrap_or(0);
         let mut output = vec![0_u8; frame.len()];
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex

@@ -195,7 +195,7 @@ impl PrefixesIpv4 {
     }
 
     /// Stores what leads to the entries of a /24.
-    fn set_block(&mut self, maps: &Maps, narrow: u32, block: u32) {
+    fn set_block(maps: &Maps, narrow: u32, block: u32) {
         if let Some(chunk) = chunk_of(maps, wide_of(narrow)) {
             let element = at(chunk, octet_of(narrow));
             let before = get(maps, element);
@@ -300,7 +300,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         }
         if let Some(chunk) = chunk_of(maps, wide) {
             if get(maps, at(chunk, octet_of(narrow))).block == PrefixIpv4::HASH {
-                self.set_block(maps, narrow, PrefixIpv4::NONE);
+                Self::set_block(maps, narrow, PrefixIpv4::NONE);
             }
         } else if left == 0 {
             let block = PrefixIpv4::NONE;
@@ -320,7 +320,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
     }
 
     fn put_block(&mut self, maps: &Maps, narrow: u32, first: u32) -> Result<(), RouterError> {
-        self.set_block(maps, narrow, PrefixIpv4::FIRST + first);
+        Self::set_block(maps, narrow, PrefixIpv4::FIRST + first);
         Ok(())
     }
 
@@ -331,7 +331,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         } else {
             PrefixIpv4::NONE
         };
-        self.set_block(maps, narrow, block);
+        Self::set_block(maps, narrow, block);
     }
 
     fn mend(&mut self, maps: &Maps) {
@@ -342,7 +342,7 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
                     if get(maps, at(chunk, octet)).block == PrefixIpv4::HASH
                         && !self.hashed.contains(&narrow)
                     {
-                        self.set_block(maps, narrow, PrefixIpv4::NONE);
+                        Self::set_block(maps, narrow, PrefixIpv4::NONE);
                     }
                 }
                 continue;

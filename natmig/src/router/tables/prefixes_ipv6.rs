@@ -52,11 +52,19 @@ const POOL: usize = 16;
 const BLOCK_WORD: usize = 16;
 
 fn high_of(address: u128) -> u64 {
-    (address >> 64) as u64
+    halves(address)[0]
 }
 
 fn low_of(address: u128) -> u64 {
-    (address & u128::from(u64::MAX)) as u64
+    halves(address)[1]
+}
+
+fn halves(address: u128) -> [u64; 2] {
+    let bytes = address.to_be_bytes();
+    let (mut high, mut low) = ([0; 8], [0; 8]);
+    high.copy_from_slice(&bytes[..8]);
+    low.copy_from_slice(&bytes[8..]);
+    [high, low].map(u64::from_be_bytes)
 }
 
 fn prefix_places(high: u64) -> [usize; 2] {
@@ -166,10 +174,10 @@ fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
 impl PrefixesIpv6 {
     /// The /64's slot, made if it has none; `None` if there is no room for one.
     fn ensure(&mut self, maps: &Maps, high: u64) -> Result<Option<Place>, RouterError> {
-        if let Some(wide) = self.wides.get(&high) {
-            if wide.place.is_some() || wide.hashed != 0 {
-                return Ok(wide.place);
-            }
+        if let Some(wide) = self.wides.get(&high)
+            && (wide.place.is_some() || wide.hashed != 0)
+        {
+            return Ok(wide.place);
         }
         let place = match free_prefix(maps, prefix_places(high)) {
             Some(place) => Some(place),

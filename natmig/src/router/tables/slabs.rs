@@ -27,7 +27,7 @@ impl Slab {
 /// The slabs of one family.
 #[derive(Debug)]
 pub(super) struct Slabs {
-    slabs: Vec<Slab>,
+    all: Vec<Slab>,
     capacity: u32,
     /// Free slabs, and others.
     free: Vec<u32>,
@@ -66,7 +66,7 @@ impl Slabs {
             open.push(whole);
         }
         Self {
-            slabs,
+            all: slabs,
             capacity,
             free: (0..whole).rev().collect(),
             open,
@@ -90,35 +90,35 @@ impl Slabs {
             && first
                 .checked_add(BLOCK_LENGTH)
                 .is_some_and(|end| end <= self.capacity)
-            && self.slabs[slab_of(first)].purpose == Use::Free
+            && self.all[slab_of(first)].purpose == Use::Free
     }
 
     /// Whether an entry is in use.
     pub(super) fn is_used(&self, entry: u32) -> bool {
         let (word, bit) = bit_of(entry);
-        entry < self.capacity && self.slabs[slab_of(entry)].used[word] & bit != 0
+        entry < self.capacity && self.all[slab_of(entry)].used[word] & bit != 0
     }
 
     /// Whether an entry is in a block.
     pub(super) fn is_in_block(&self, entry: u32) -> bool {
-        self.slabs[slab_of(entry)].purpose == Use::Block
+        self.all[slab_of(entry)].purpose == Use::Block
     }
 
     /// Entries in use in the slab of this one.
     pub(super) fn count(&self, entry: u32) -> u32 {
-        self.slabs[slab_of(entry)].count()
+        self.all[slab_of(entry)].count()
     }
 
     /// Says that an entry is in use.
     pub(super) fn mark(&mut self, entry: u32) {
         let slab = slab_of(entry);
-        if self.slabs[slab].purpose == Use::Free {
-            self.slabs[slab].purpose = Use::Singles;
+        if self.all[slab].purpose == Use::Free {
+            self.all[slab].purpose = Use::Singles;
             self.open.push(entry / BLOCK_LENGTH);
         }
         let (word, bit) = bit_of(entry);
-        if self.slabs[slab].used[word] & bit == 0 {
-            self.slabs[slab].used[word] |= bit;
+        if self.all[slab].used[word] & bit == 0 {
+            self.all[slab].used[word] |= bit;
             self.used += 1;
         }
     }
@@ -126,7 +126,7 @@ impl Slabs {
     /// Frees an entry.
     pub(super) fn free(&mut self, entry: u32) {
         let number = entry / BLOCK_LENGTH;
-        let slab = &mut self.slabs[number as usize];
+        let slab = &mut self.all[number as usize];
         let (word, bit) = bit_of(entry);
         if slab.used[word] & bit == 0 {
             return;
@@ -153,7 +153,7 @@ impl Slabs {
                 self.open.push(number);
                 continue;
             };
-            let slab = &self.slabs[number as usize];
+            let slab = &self.all[number as usize];
             let place = (0..4_u32).find_map(|word| {
                 let free = !slab.used[word as usize];
                 (free != 0).then(|| word * 64 + free.trailing_zeros())
@@ -173,7 +173,7 @@ impl Slabs {
 
     fn take_slab(&mut self, purpose: Use) -> Option<u32> {
         while let Some(number) = self.free.pop() {
-            let slab = &mut self.slabs[number as usize];
+            let slab = &mut self.all[number as usize];
             if slab.purpose == Use::Free {
                 slab.purpose = purpose;
                 return Some(number);
@@ -189,13 +189,13 @@ impl Slabs {
 
     /// Says that a free slab is a block.
     pub(super) fn mark_block(&mut self, first: u32) {
-        self.slabs[slab_of(first)].purpose = Use::Block;
+        self.all[slab_of(first)].purpose = Use::Block;
     }
 
     /// Makes a block a slab of singles, or a free one if it is empty.
     pub(super) fn release_block(&mut self, first: u32) {
         let number = first / BLOCK_LENGTH;
-        let slab = &mut self.slabs[number as usize];
+        let slab = &mut self.all[number as usize];
         if slab.used == [0; 4] {
             slab.purpose = Use::Free;
             self.free.push(number);
@@ -208,7 +208,7 @@ impl Slabs {
     /// The block with the fewest entries in use that is not full.
     pub(super) fn emptiest_block(&self) -> Option<u32> {
         (0..)
-            .zip(&self.slabs)
+            .zip(&self.all)
             .filter(|(_, slab)| slab.purpose == Use::Block && slab.used != [u64::MAX; 4])
             .min_by_key(|(_, slab)| slab.count())
             .map(|(number, _)| number * BLOCK_LENGTH)
@@ -217,7 +217,7 @@ impl Slabs {
     /// Blocks in which no entry is in use.
     pub(super) fn empty_blocks(&self) -> Vec<u32> {
         (0..)
-            .zip(&self.slabs)
+            .zip(&self.all)
             .filter(|(_, slab)| slab.purpose == Use::Block && slab.used == [0; 4])
             .map(|(number, _)| number * BLOCK_LENGTH)
             .collect()
@@ -225,7 +225,7 @@ impl Slabs {
 
     /// Entries in use, in ascending order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
-        (0_u32..).zip(&self.slabs).flat_map(|(number, slab)| {
+        (0_u32..).zip(&self.all).flat_map(|(number, slab)| {
             (0..BLOCK_LENGTH)
                 .map(move |place| number * BLOCK_LENGTH + place)
                 .filter(|entry| {

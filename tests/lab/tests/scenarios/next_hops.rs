@@ -13,10 +13,10 @@ use natmig_lab::{Lab, run::wait_for};
 use crate::common::{migrate, run, scenario, three_tier};
 
 /// Within this, traffic must flow again whatever happened: generous, the machine may be busy.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a scenario watches what an event does to traffic.
-const WATCHED: Duration = Duration::from_secs(3);
+const WATCHED: Duration = Duration::from_secs(5);
 
 /// Pings a hundred times a second until it is stopped.
 struct Pings(Child);
@@ -37,9 +37,11 @@ impl Pings {
     }
 
     /// The longest time without an answer, and how long ago the last one was.
-    fn stop(mut self) -> Result<(Duration, Duration)> {
+    fn stop(self) -> Result<(Duration, Duration)> {
         let end = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        self.0.kill()?;
+        // It writes what it has to say when it is interrupted, not when it is killed.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
         let output = self.0.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let times: Vec<f64> = text
@@ -78,6 +80,7 @@ fn counter(lab: &Lab, router: &str, name: &str) -> Result<u64> {
 /// Waits until packets no longer ask the kernel, while pings run.
 fn own_next_hops(lab: &Lab, router: &str, from: &str, to: &str) -> Result<()> {
     let pings = Pings::start(lab, from, to)?;
+    // As on a machine of its own: a late heartbeat, too, has the kernel asked.
     let waited = wait_for("next hops of natmig's own", DEADLINE, || {
         let (asked, sent) = (
             counter(lab, router, "fib_asked")?,
@@ -115,7 +118,7 @@ fn event(
         begun.elapsed()
     );
     ensure!(
-        since < Duration::from_secs(1) && gap < DEADLINE,
+        since < WATCHED / 2 && gap < WATCHED,
         "{what}: traffic does not flow again: {gap:?} without an answer, the last {since:?} ago"
     );
     Ok(asked)
@@ -171,34 +174,26 @@ fn follow(lab: &mut Lab, family: &str, vm: &str, prefix: &str) -> Result<()> {
             ip(lab, &format!("{family} neigh del {gateway} dev {device}"))
         })?;
     }
-    for (_, device) in &ways {
-        event(lab, vm, "link down", |lab| {
-            ip(lab, &format!("link set {device} down"))
+    for agg in ["agg1", "agg2"] {
+        event(lab, vm, "link cut", |lab| {
+            lab.network.cut_link(agg, "edge1")
         })?;
-        ip(lab, &format!("link set {device} up"))?;
-        ip(lab, &format!("{family} route replace {prefix} {both}"))?;
+        lab.network.restore_link(agg, "edge1")?;
         own_next_hops(lab, "edge1", "host1", vm)?;
     }
     // With a dead agent, the routes are believed for a moment, then the kernel is asked.
-    let mut way = ways.iter();
-    let (first, second) = (way.next().context("a way")?, way.next().context("a way")?);
-    ip(
-        lab,
-        &format!("{family} route replace {prefix} {}", one(first)),
-    )?;
-    own_next_hops(lab, "edge1", "host1", vm)?;
-    let asked = event(lab, vm, "agent killed, then its way cut", |lab| {
+    let asked = event(lab, vm, "agent killed, then a link cut", |lab| {
         lab.kill("edge1")?;
-        ip(
-            lab,
-            &format!("{family} route replace {prefix} {}", one(second)),
-        )?;
-        ip(lab, &format!("link set {} down", first.1))
+        lab.network.cut_link("agg1", "edge1")
     })?;
     ensure!(asked > 0, "a dead agent's routes are believed");
+    lab.network.restore_link("agg1", "edge1")?;
+    let asked = event(lab, vm, "agent dead, another link cut", |lab| {
+        lab.network.cut_link("agg2", "edge1")
+    })?;
+    ensure!(asked > 0, "a dead agent's routes are believed");
+    lab.network.restore_link("agg2", "edge1")?;
     lab.restart("edge1")?;
-    ip(lab, &format!("link set {} up", first.1))?;
-    ip(lab, &format!("{family} route replace {prefix} {both}"))?;
     lab.wait_connected()?;
     own_next_hops(lab, "edge1", "host1", vm)
 }
