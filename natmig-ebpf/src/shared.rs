@@ -165,10 +165,6 @@ fn version_at<I: Ip>(entry: &Entry<I>, which: u64) -> Selected<'_, I> {
 
 /// The element, read at once.
 #[inline(always)]
-#[expect(
-    clippy::cast_ptr_alignment,
-    reason = "the element is aligned to 8 bytes"
-)]
 pub(crate) fn prefix_ipv4(element: &PrefixIpv4) -> PrefixIpv4 {
     // SAFETY: the reference is valid, and any 8 bytes are an element; volatile, because userspace
     // may write it.

@@ -383,8 +383,9 @@ pub fn fill(
 ) -> Result<()> {
     let cpus: Vec<usize> = (0..machine::online()).collect();
     let updates = match extent {
-        Extent::Smoke => 20,
-        Extent::Quick | Extent::Full => 5_000,
+        Extent::Smoke => 10,
+        // Each is changed and changed back, and each of these ends with a grace period of the kernel's.
+        Extent::Quick | Extent::Full => 500,
     };
     programs.fill(Family::Ipv4)?;
     programs.fill(Family::Ipv6)?;

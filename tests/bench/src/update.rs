@@ -51,7 +51,7 @@ pub fn run(
             }
             hurry(1);
             let mut router = Router::open(&instance.name)?;
-            update(&mut router, tables, count)
+            update(&mut router, *tables, count)
         })
     })?;
     let name = |what: &str| format!("{:?}: {what}", tables.density);
@@ -64,7 +64,7 @@ pub fn run(
     Ok(updates.into_iter().flatten().collect())
 }
 
-fn update(router: &mut Router, tables: &Tables, count: u32) -> Result<Times> {
+fn update(router: &mut Router, tables: Tables, count: u32) -> Result<Times> {
     let (identities, locators) = (
         Area::Identities(tables.density),
         Area::Locators(tables.density),
