@@ -147,19 +147,20 @@ unsafe fn count_lost(ifindex: u32, bytes: u32) {
 /// `context` must be the program's, `bytes` memory of a map.
 #[inline(always)]
 unsafe fn keep(context: *mut xdp_md, bytes: *mut [u8; TRACE_SNAP], length: u32, snap: u32) -> u16 {
-    let mut count = u64::from(length.min(snap));
-    // In assembly: the compiler knows more of the number than the verifier, and would drop the bound.
-    // SAFETY: nothing but a register is touched.
-    unsafe {
-        asm!("{0} = {0}", inout(reg) count, options(pure, nomem, nostack, preserves_flags));
-    }
-    if count > TRACE_SNAP as u64 {
-        count = TRACE_SNAP as u64;
-    }
+    const { assert!(TRACE_SNAP.is_power_of_two()) };
+    let count = length.min(snap).min(TRACE_SNAP as u32);
     if count == 0 {
         return 0;
     }
-    // SAFETY: the caller vouches for both; `count` is at most the array's length.
-    let failed = unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), count as u32) };
+    let mut last = u64::from(count) - 1;
+    // In assembly: the compiler knows more of the number than the verifier, and would drop the bound;
+    // with a mask, the verifier of every kernel knows that it is neither too large nor zero.
+    // SAFETY: nothing but a register is touched.
+    unsafe {
+        asm!("{0} = {0}", inout(reg) last, options(pure, nomem, nostack, preserves_flags));
+    }
+    last &= TRACE_SNAP as u64 - 1;
+    // SAFETY: the caller vouches for both; `last + 1` is at most the array's length.
+    let failed = unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), last as u32 + 1) };
     if failed == 0 { count as u16 } else { 0 }
 }

@@ -61,6 +61,16 @@ pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// This machine's target triple.
+pub(crate) fn host() -> String {
+    output(Command::new("rustc").arg("-vV"))
+        .and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        })
+        .unwrap_or_else(|| format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+}
+
 fn show(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())

@@ -38,7 +38,7 @@ const NEEDS: &[Need] = &[
 ];
 
 /// Test targets of the fixtures that involve the kernel and depend on no timing.
-const TESTS: &[&str] = &["packets", "malformed", "port"];
+const TESTS: &[&str] = &["packets", "malformed", "port", "random"];
 
 /// The package of the fixtures, and of its program that prints what the verifier made of ours.
 pub(crate) const FIXTURES: &str = "natmig-fixtures";

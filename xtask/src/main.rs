@@ -1,6 +1,7 @@
 //! `cargo xtask`: natmig's set-up, build, demo and tests, on a fresh Debian machine with rustup.
 
 mod command;
+mod fuzz;
 mod kernel;
 mod object;
 mod packages;
@@ -28,7 +29,11 @@ enum Task {
     /// Finds or installs what building and running needs, and says what it does.
     Setup,
     /// Builds the eBPF object and the `natmig` binary with the object embedded.
-    Build,
+    Build {
+        /// Byte order to build the object for; for another than this machine's, the object alone.
+        #[arg(long, value_enum, default_value_t = object::Target::NATIVE)]
+        target: object::Target,
+    },
     /// Builds natmig and attaches it to this machine's interfaces.
     ///
     /// Example: `cargo xtask load --config router.toml`
@@ -56,6 +61,10 @@ enum Task {
     /// the kernel, router and lab scenarios.
     #[command(visible_alias = "ci")]
     Test(test::Arguments),
+    /// Fuzzes the packet logic against the oracle.
+    ///
+    /// Example: `cargo xtask fuzz --minutes 30`
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -75,8 +84,12 @@ fn run(task: Task) -> Result<ExitCode> {
             setup::prepare(setup::For::Tests)?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Build => {
-            let object = object::build(&setup::prepare(setup::For::Build)?)?;
+        Task::Build { target } => {
+            let object = object::build_for(&setup::prepare(setup::For::Build)?, target)?;
+            if target != object::Target::NATIVE {
+                step(&format!("built {}", object.display()));
+                return Ok(ExitCode::SUCCESS);
+            }
             let binary = object::build_binary(&object, "natmig")?;
             step(&format!("built {}", binary.display()));
             Ok(ExitCode::SUCCESS)
@@ -108,6 +121,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Privileged::find()?.run_to_exit(&bench, &arguments, &variables)
         }
         Task::Test(arguments) => test::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    command::{Privileged, cargo, check, output, step},
+    command::{Privileged, cargo, check, host, step},
     kernel, object,
     setup::{self, For},
 };
@@ -107,16 +107,6 @@ fn as_root<'a>(
         cargo.env(format!("CARGO_TARGET_{host}_RUNNER"), sudo);
     }
     cargo.envs(variables.iter().copied())
-}
-
-/// This machine's target triple.
-fn host() -> String {
-    output(Command::new("rustc").arg("-vV"))
-        .and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
-        })
-        .unwrap_or_else(|| format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
 }
 
 fn lint(object: &Path) -> Result<()> {

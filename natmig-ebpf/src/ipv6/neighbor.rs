@@ -13,7 +13,7 @@ use crate::{
     checksum,
     environment::Environment,
     link::Link,
-    lookup::{Visible, lookup},
+    lookup::lookup,
     outcome::Outcome,
     packet::Packet,
     scratch::State,
@@ -154,13 +154,15 @@ fn flags<E: Environment>(
     state: &mut State<Ipv6>,
 ) -> Option<u8> {
     let State {
-        packet, lookups, ..
+        packet,
+        lookups,
+        other: visible,
+        ..
     } = state;
     let frame = environment.frame();
     let target = frame.window::<24>(packet.transport)?.address_ipv6::<8>();
-    // One place for both look-ups: the stack is small.
-    let mut visible = Visible::<Ipv6>::NOTHING;
-    lookup(environment, lookups, link, &target, &mut visible);
+    // One place for both look-ups, which is not on the stack: Linux 6.1 rounds its frames up.
+    lookup(environment, lookups, link, &target, visible);
     let is_local = visible.action() == Action::Local;
     if is_local && visible.ifindex == link.ingress {
         return None;
@@ -181,7 +183,7 @@ fn flags<E: Environment>(
     let believes =
         packet.source.is_link_local() && link.destination_mac == environment.gateway_mac();
     if !believes {
-        lookup(environment, lookups, link, &packet.source, &mut visible);
+        lookup(environment, lookups, link, &packet.source, visible);
         if !visible.is_sender() || visible.sender_locator.is_none() {
             return None;
         }

@@ -23,6 +23,8 @@ const INIT: &str = "\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin NATMIG_EBPF_OBJECT=/natmig.o NATMIG_REQUIRE_ROOT=1
+# An emulated machine is slow.
+export NATMIG_RANDOM_HOST=10000 NATMIG_RANDOM_KERNEL=4000
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

@@ -21,41 +21,35 @@ fn small(links: &[([&str; 2], u32)]) -> Topology {
 
 /// Sends packets that are too large and must not be fragmented until the sender knows the path's MTU.
 fn discover(lab: &Lab, from: &str, to: &str, mtu: u32) -> Result<()> {
+    let ipv6 = to.contains(':');
     // Headers of IP and ICMP.
-    let headers = if to.contains(':') { 48 } else { 28 };
-    let size = (1500 - headers).to_string();
+    let headers = if ipv6 { 48 } else { 28 };
+    let (size, fits) = ((1500 - headers).to_string(), (mtu - headers).to_string());
+    let mut known = String::new();
     let mut text = String::new();
     for _ in 0..5 {
         // Fails: that is what it is for.
-        if let Err(error) = run(
-            lab,
-            from,
-            "ping",
-            &["-n", "-c", "1", "-W", "1", "-M", "do", "-s", &size, to],
-        ) {
+        let too_large = ["-n", "-c", "1", "-W", "1", "-M", "do", "-s", &size, to];
+        if let Err(error) = run(lab, from, "ping", &too_large) {
             text = error.to_string();
         }
-        let route = run(lab, from, "ip", &["route", "get", to])?;
-        if route.contains(&format!("mtu {mtu}")) {
-            let fits = (mtu - headers).to_string();
-            run(
-                lab,
-                from,
-                "ping",
-                &[
-                    "-n", "-c", "2", "-i", "0.1", "-W", "1", "-M", "do", "-s", &fits, to,
-                ],
-            )?;
+        known = run(lab, from, "ip", &["route", "get", to])?;
+        if known.contains(&format!("mtu {mtu}")) {
+            let small = [
+                "-n", "-c", "2", "-i", "0.1", "-W", "1", "-M", "do", "-s", &fits, to,
+            ];
+            run(lab, from, "ping", &small)?;
             return Ok(());
         }
     }
-    let route = run(lab, from, "ip", &["route", "get", to])?;
-    anyhow::bail!("{from} did not learn an MTU of {mtu} to {to}: {route}{text}")
+    anyhow::bail!("{from} did not learn an MTU of {mtu} to {to}: {known}{text}")
 }
 
 /// `beside`: the small links are on all of the VM's paths.
 fn scenario_with(links: &[([&str; 2], u32)], mtu: u32, beside: bool) {
     scenario(small(links), |lab| {
+        // Of several equal next hops, Linux notes the MTU of an IPv6 path at one that it may not take.
+        lab.network.cut_link("core2", "outside")?;
         migrate(lab, &[("vm1", "rack2")])?;
         let captures = Captures::start(&lab.network, &[])?;
         for peer in ["host3", "outside"] {
