@@ -165,10 +165,6 @@ fn version_at<I: Ip>(entry: &Entry<I>, which: u64) -> Selected<'_, I> {
 
 /// The element, read at once.
 #[inline(always)]
-#[expect(
-    clippy::cast_ptr_alignment,
-    reason = "the element is aligned to 8 bytes"
-)]
 pub(crate) fn prefix_ipv4(element: &PrefixIpv4) -> PrefixIpv4 {
     // SAFETY: the reference is valid, and any 8 bytes are an element; volatile, because userspace
     // may write it.
@@ -252,6 +248,10 @@ pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -
 
 /// A MAC address in a table. (Byte by byte, as the compiler would have it, costs six loads.)
 #[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "the BPF target reads at any address"
+)]
 pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
     if cfg!(target_arch = "bpf") {
         let pointer = core::ptr::from_ref(mac);
