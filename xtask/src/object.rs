@@ -16,7 +16,7 @@ const RUSTFLAGS: &str = "-C target-cpu=v3 -C debuginfo=2 -C link-arg=--btf";
 /// Byte order of the machine that an object is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Target {
-    /// Little-endian, such as x86-64 and AArch64.
+    /// Little-endian, such as x86-64 and ARM64.
     Bpfel,
     /// Big-endian, such as s390x.
     Bpfeb,

@@ -30,24 +30,45 @@ impl Hasher for AddressHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The product's upper half is well mixed; the table takes its place from the lower.
-        self.0 ^ (self.0 >> 32)
+        // The product's upper half is well mixed, unless only the upper bits of its factor differ,
+        // as in an address whose bytes are read the other way round. So once more, with the halves
+        // folded; the table takes its place from the lower half.
+        let folded = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        folded ^ (folded >> 32)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
     use super::*;
+
+    fn places<K: std::hash::Hash>(keys: impl Iterator<Item = K>) -> usize {
+        let place = |key: K| {
+            let mut hasher = AddressHasher::default();
+            key.hash(&mut hasher);
+            hasher.finish() % 4096
+        };
+        keys.map(place).collect::<HashSet<u64>>().len()
+    }
 
     #[test]
     fn neighbouring_addresses_are_spread() {
-        let place = |number: u32| {
-            let mut hasher = AddressHasher::default();
-            std::hash::Hash::hash(&(0x0a00_0000 + number), &mut hasher);
-            hasher.finish() % 4096
-        };
-        let mut used = HashSet::new();
-        used.extend((0..4096).map(place));
-        assert!(used.len() > 2000, "{} of 4096 places", used.len());
+        let ipv6 = |number: u32| u128::from(number) | 0x2001_0db8 << 96;
+        let spreads = [
+            places((0..4096_u32).map(|number| 0x0a00_0000 + number)),
+            // Prefixes.
+            places((0..4096_u32).map(|number| 0x0a00_0000 + (number << 8))),
+            places((0..4096_u32).map(ipv6)),
+            places((0..4096_u32).map(|number| ipv6(number << 8))),
+            places((0..4096_u32).map(|number| ipv6(0) | u128::from(number) << 64)),
+            places((0..4096_u32).map(|number| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number)))),
+            places((0..4096_u32).map(|number| IpAddr::from(Ipv6Addr::from(ipv6(number))))),
+        ];
+        assert!(
+            spreads.iter().all(|used| *used > 2000),
+            "{spreads:?} of 4096 places"
+        );
     }
 }

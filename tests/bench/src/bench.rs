@@ -164,6 +164,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         &mut programs,
         &mut places,
         &mut results.changes,
+        extent,
     )?;
     if arguments.wants(Part::Steps)
         && let Some(place) = places.iter().find(|place| place.plan.key == "core")
@@ -251,8 +252,13 @@ fn measure(
                         let lane = &lanes[at];
                         bar.set_message(lane.label);
                         let place = find(places, lane)?;
+                        let measure = if lane.traced {
+                            live::traced_rate
+                        } else {
+                            live::rate
+                        };
                         let rate =
-                            live::rate(programs, place, &lane.traffic, cpus, pace.warm, pace.time)?;
+                            measure(programs, place, &lane.traffic, cpus, pace.warm, pace.time)?;
                         ensure!(rate > 0.0, "{}: nothing arrives", lane.label);
                         rates.entry(lane.key).or_default().add(round, rate);
                         bar.inc(1);

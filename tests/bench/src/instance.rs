@@ -4,9 +4,10 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufWriter, Write as _},
+    io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Child, Stdio},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -134,6 +135,29 @@ impl Instance {
         }
     }
 
+    /// Has natmig trace one packet in a thousand, until the tracer is stopped.
+    pub fn trace(&self, site: &Site) -> Result<TraceProcess> {
+        let mut child = site
+            .router()?
+            .command(&self.program)
+            .args([
+                "trace",
+                "--sample",
+                "1000",
+                "--json",
+                "--instance",
+                &self.name,
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        let mut events = child.stdout.take().context("no output")?;
+        let reader = std::thread::spawn(move || io::copy(&mut events, &mut io::sink()));
+        Ok(TraceProcess { child, reader })
+    }
+
     /// An error if the agent has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         self.agent.as_mut().map_or(Ok(()), Daemon::check)
@@ -186,6 +210,25 @@ impl Instance {
         }
         sizes.sort();
         Ok(sizes)
+    }
+}
+
+/// A tracer that runs.
+#[derive(Debug)]
+pub struct TraceProcess {
+    child: Child,
+    reader: JoinHandle<io::Result<u64>>,
+}
+
+impl TraceProcess {
+    /// Ends it; an error if it has seen nothing.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.child.wait()?;
+        let bytes = self.reader.join().unwrap_or(Ok(0))?;
+        ensure!(bytes > 0, "the tracer saw no packet");
+        Ok(())
     }
 }
 

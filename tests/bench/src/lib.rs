@@ -31,4 +31,5 @@ pub mod report;
 pub mod site;
 pub mod statistics;
 pub mod traffic;
+pub mod update;
 pub mod verify;

@@ -25,10 +25,12 @@ use crate::{
     core::Core,
     filter,
     instance::{self, Instance},
-    plan::{LanePlan, Router, SitePlan},
+    machine,
+    plan::{Extent, LanePlan, Router, SitePlan},
     programs::{Programs, hurry, insist, pin},
     site::{self, Site},
     traffic::{Family, Traffic, VISITORS},
+    update,
     verify::{Expectation, Verified, template},
 };
 
@@ -178,6 +180,22 @@ fn wait_for_arrivals(programs: &Programs, lane: u32, packets: u64) -> Result<()>
     Ok(())
 }
 
+/// Packets per second, in millions, of a lane whose packets natmig traces, one in a thousand.
+pub fn traced_rate(
+    programs: &mut Programs,
+    place: &Place,
+    traffic: &Traffic,
+    cpus: &[usize],
+    warm: Duration,
+    time: Duration,
+) -> Result<f64> {
+    let instance = place.instance.as_ref().context("only natmig traces")?;
+    let tracer = instance.trace(&place.site)?;
+    let rate = rate(programs, place, traffic, cpus, warm, time);
+    tracer.stop()?;
+    rate
+}
+
 /// Packets per second, in millions, of a lane.
 pub fn rate(
     programs: &mut Programs,
@@ -241,6 +259,12 @@ fn check_natmig(
     plan: &LanePlan,
     instance: &Instance,
 ) -> Result<()> {
+    // An agent that has just begun asks the kernel until it knows all routes.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) && asks_kernel(programs, place, plan, instance)?
+    {
+        thread::sleep(Duration::from_millis(50));
+    }
     let before = (
         instance.counted(Counter::Translated)? + instance.counted(Counter::Forwarded)?,
         instance.counted(Counter::PassUnbound)?,
@@ -270,6 +294,20 @@ fn check_natmig(
         );
     }
     Ok(())
+}
+
+/// Whether natmig asks the kernel's routing table about packets of a lane.
+fn asks_kernel(
+    programs: &mut Programs,
+    place: &Place,
+    plan: &LanePlan,
+    instance: &Instance,
+) -> Result<bool> {
+    let before = instance.counted(Counter::FibAsked)?;
+    while_sending(programs, &place.site, &plan.traffic, &[0], |programs| {
+        wait_for_arrivals(programs, place.site.lane, 500)
+    })?;
+    Ok(instance.counted(Counter::FibAsked)? > before + 100)
 }
 
 /// Builds a site's namespaces and everything in them that takes no time.
@@ -341,7 +379,14 @@ pub fn fill(
     programs: &mut Programs,
     places: &mut [Place],
     changes: &mut Changes,
+    extent: Extent,
 ) -> Result<()> {
+    let cpus: Vec<usize> = (0..machine::online()).collect();
+    let updates = match extent {
+        Extent::Smoke => 10,
+        // Each is changed and changed back, and each of these ends with a grace period of the kernel's.
+        Extent::Quick | Extent::Full => 500,
+    };
     programs.fill(Family::Ipv4)?;
     programs.fill(Family::Ipv6)?;
     let bar = progress("filling tables", places.len());
@@ -370,6 +415,17 @@ pub fn fill(
                     let applied = natmig.apply(&place.site, &path, merge)?;
                     let bytes = instance::bytes_of(family, &natmig.memory()?)?;
                     changes.add(key, family, &tables, &applied, bytes);
+                }
+                let updated = match extent {
+                    Extent::Smoke => true,
+                    Extent::Quick => key == "natmig",
+                    Extent::Full => key == "natmig" || key == "natmig-sparse",
+                };
+                if updated {
+                    let site = &place.site;
+                    changes.updates.extend(update::run(
+                        programs, site, &natmig, &tables, &cpus, updates,
+                    )?);
                 }
                 natmig.start_agent(run, &place.site)?;
                 place.instance = Some(natmig);

@@ -151,10 +151,9 @@ impl Results {
             )
         };
         let rows = lanes.into_iter().map(|(lane, samples, middle)| {
-            let direct = if lane.key.contains('6') {
-                of("direct6")
-            } else {
-                direct.clone()
+            let direct = match rates.get("direct6") {
+                Some(direct6) if lane.key.contains('6') => direct6.clone(),
+                _ => direct.clone(),
             };
             // What the router takes of the time between two packets.
             let own = samples
