@@ -248,6 +248,10 @@ pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -
 
 /// A MAC address in a table. (Byte by byte, as the compiler would have it, costs six loads.)
 #[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "the BPF target reads at any address"
+)]
 pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
     if cfg!(target_arch = "bpf") {
         let pointer = core::ptr::from_ref(mac);
