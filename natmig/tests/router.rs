@@ -781,7 +781,10 @@ fn assert_same(instance: &str, table: &BTreeMap<IpAddr, Rule>, case: &str) {
         let (action, counterpart) = match rule {
             Rule::Away { locator, .. } => ("away", *locator),
             Rule::Known { identity } => ("known", *identity),
-            other => panic!("{other:?}"),
+            other @ (Rule::Absent
+            | Rule::Local { .. }
+            | Rule::Deliver { .. }
+            | Rule::Forward { .. }) => panic!("{other:?}"),
         };
         assert_eq!(
             found[address],
