@@ -1,7 +1,7 @@
 //! A trace of an instance's packets: switched on, read, and switched off again.
 //!
 //! One tracer at a time, by a lock beside the instance's own, since the ring buffer has one reader.
-//! A tracer that is killed leaves tracing on for no longer than [`LEASE`]: the program switches it
+//! A tracer that is killed leaves tracing on for no longer than `LEASE`: the program switches it
 //! off by itself when the time in the activity elements has passed.
 
 use std::{
