@@ -54,7 +54,7 @@ pub(crate) fn find<E: Environment, I: Ip>(
 
 /// The next hop that the packet's flow takes.
 #[inline(always)]
-fn next_hop<'a, E: Environment, I: Ip>(
+pub(crate) fn next_hop<'a, E: Environment, I: Ip>(
     environment: &'a E,
     packet: &Packet<I>,
     route: u32,

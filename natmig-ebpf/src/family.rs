@@ -49,6 +49,13 @@ pub trait Ip: Family {
     /// Where the address's entry is, and what its prefix says.
     fn find<E: Environment>(environment: &E, address: Self::Address) -> Found;
 
+    /// As [`Ip::find`], of an address for which the index need not be asked.
+    fn find_directly<E: Environment>(environment: &E, address: Self::Address) -> Option<Found>;
+
+    /// The packet behind an Ethernet header without tags, if it is one of those for which
+    /// [`crate::shortcut()`] is made: what [`Ip::parse`] would make of it.
+    fn glance(frame: &Frame<'_>) -> Option<Packet<Self>>;
+
     /// Writes addresses and hop limit (TTL) into the packet's header; `addresses` is what the
     /// addresses do to a checksum.
     fn write(

@@ -138,6 +138,27 @@ pub(crate) fn find_ipv4<E: Environment, I: Ip<Address = AddressIpv4>>(
     }
 }
 
+/// As [`find_ipv4`], of an address for which the index need not be asked.
+#[inline(always)]
+pub(crate) fn find_directly_ipv4<E: Environment>(
+    environment: &E,
+    address: AddressIpv4,
+) -> Option<Found> {
+    let element = element_ipv4(environment, address);
+    let index = match element.block {
+        PrefixIpv4::NONE => Found::NO_ENTRY,
+        PrefixIpv4::HASH => return None,
+        block => block
+            .wrapping_sub(PrefixIpv4::FIRST)
+            .wrapping_add(address.number() & 0xff),
+    };
+    Some(Found {
+        index,
+        direct: index != Found::NO_ENTRY,
+        prefix: prefix_of_element(environment, address, element),
+    })
+}
+
 /// What is known of an IPv6 address's /64, and the `PREFIX_*` bits.
 #[inline(always)]
 fn element_ipv6<E: Environment>(environment: &E, address: AddressIpv6) -> (Prefix, u8) {
@@ -212,6 +233,27 @@ pub(crate) fn find_ipv6<E: Environment, I: Ip<Address = AddressIpv6>>(
         direct,
         prefix,
     }
+}
+
+/// As [`find_ipv6`], of an address for which the index need not be asked.
+#[inline(always)]
+pub(crate) fn find_directly_ipv6<E: Environment>(
+    environment: &E,
+    address: AddressIpv6,
+) -> Option<Found> {
+    let (prefix, flags) = element_ipv6(environment, address);
+    let mut index = None;
+    if flags & PREFIX_BLOCKS != 0 {
+        index = block_ipv6(environment, address);
+    }
+    if index.is_none() && flags & PREFIX_HASH != 0 {
+        return None;
+    }
+    Some(Found {
+        index: index.unwrap_or(Found::NO_ENTRY),
+        direct: index.is_some(),
+        prefix,
+    })
 }
 
 /// What is known of the address. What will be needed of its binding is touched, so that it comes from

@@ -55,6 +55,20 @@ impl<'a> Frame<'a> {
         u32::try_from(length).unwrap_or(u32::MAX)
     }
 
+    /// `N` bytes at `AT`, if the frame has them.
+    #[inline(always)]
+    pub fn fixed<const AT: usize, const N: usize>(&self) -> Option<Window<'a, N>> {
+        const { assert!(AT <= OFFSET_LIMIT) };
+        let pointer = self.start.wrapping_add(AT);
+        if pointer.wrapping_add(N) > self.end {
+            return None;
+        }
+        Some(Window {
+            pointer,
+            lifetime: PhantomData,
+        })
+    }
+
     /// `N` bytes at `offset`, if the frame has them.
     #[inline(always)]
     pub fn window<const N: usize>(&self, offset: u16) -> Option<Window<'a, N>> {

@@ -13,12 +13,12 @@ use crate::{
     family::Ip,
     find::{self, Found, Prefix},
     frame::Frame,
-    link::Link,
+    link::{ETHERNET, Link},
     outcome::Outcome,
     packet::Packet,
     scratch::{Scratch, State},
     translate::Rewrite,
-    transport::{ICMP, coverage},
+    transport::{ICMP, common_coverage, coverage},
 };
 
 /// Fields of the header's fragment word.
@@ -27,6 +27,8 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Length of a header without options.
 const HEADER: u8 = 20;
+/// First byte of such a header.
+const PLAIN: u8 = 0x45;
 
 impl Ip for Ipv4 {
     type Address = AddressIpv4;
@@ -117,6 +119,42 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv4) -> Found {
         find::find_ipv4::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn find_directly<E: Environment>(environment: &E, address: AddressIpv4) -> Option<Found> {
+        find::find_directly_ipv4(environment, address)
+    }
+
+    #[inline(always)]
+    fn glance(frame: &Frame<'_>) -> Option<Packet<Self>> {
+        let header = frame.fixed::<14, 20>()?;
+        let length = header.number::<2>();
+        let payload = length.checked_sub(HEADER.into())?;
+        let end = u32::from(length).wrapping_add(ETHERNET.into());
+        if header.byte::<0>() != PLAIN
+            || end > frame.length()
+            || header.number::<6>() & FRAGMENT_OFFSET != 0
+        {
+            return None;
+        }
+        let protocol = header.byte::<9>();
+        let covered = common_coverage(protocol)?;
+        if covered.offset.wrapping_add(2) > payload {
+            return None;
+        }
+        Some(Packet {
+            source: header.address_ipv4::<12>(),
+            destination: header.address_ipv4::<16>(),
+            length: length.into(),
+            checksum: covered
+                .offset
+                .wrapping_add(const { ETHERNET.wrapping_add(20) }),
+            optional_checksum: u8::from(covered.optional),
+            protocol,
+            hops: header.byte::<8>(),
+            ..Packet::EMPTY
+        })
     }
 
     #[inline(always)]

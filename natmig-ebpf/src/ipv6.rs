@@ -14,12 +14,12 @@ use crate::{
     family::Ip,
     find::{self, Found, Prefix},
     frame::Frame,
-    link::Link,
+    link::{ETHERNET, Link},
     outcome::Outcome,
     packet::Packet,
     scratch::{Scratch, State},
     translate::Rewrite,
-    transport::{Coverage, ICMPV6, coverage, covers_no_address},
+    transport::{Coverage, ICMPV6, common_coverage, coverage, covers_no_address},
 };
 pub(crate) use extension::Cursor;
 use extension::End;
@@ -159,6 +159,39 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv6) -> Found {
         find::find_ipv6::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn find_directly<E: Environment>(environment: &E, address: AddressIpv6) -> Option<Found> {
+        find::find_directly_ipv6(environment, address)
+    }
+
+    #[inline(always)]
+    fn glance(frame: &Frame<'_>) -> Option<Packet<Self>> {
+        let header = frame.fixed::<14, 40>()?;
+        let payload = header.number::<4>();
+        let length = u32::from(payload).wrapping_add(HEADER.into());
+        let end = length.wrapping_add(ETHERNET.into());
+        if header.byte::<0>() >> 4 != 6 || end > frame.length() {
+            return None;
+        }
+        let protocol = header.byte::<6>();
+        let covered = common_coverage(protocol)?;
+        if covered.offset.wrapping_add(2) > payload {
+            return None;
+        }
+        Some(Packet {
+            source: header.address_ipv6::<8>(),
+            destination: header.address_ipv6::<24>(),
+            length,
+            checksum: covered
+                .offset
+                .wrapping_add(const { ETHERNET.wrapping_add(HEADER) }),
+            optional_checksum: u8::from(covered.optional),
+            protocol,
+            hops: header.byte::<7>(),
+            ..Packet::EMPTY
+        })
     }
 
     #[inline(always)]

@@ -12,15 +12,15 @@ use crate::{
 };
 
 /// Values of the `EtherType` field.
-const IPV4: u16 = 0x0800;
+pub(crate) const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
-const IPV6: u16 = 0x86dd;
+pub(crate) const IPV6: u16 = 0x86dd;
 
 /// Length of a tag, and of the header without any.
 const TAG: u16 = 4;
-const ETHERNET: u16 = 14;
+pub(crate) const ETHERNET: u16 = 14;
 
 /// A frame, as far as the link layer goes.
 #[derive(Clone, Copy, Debug)]

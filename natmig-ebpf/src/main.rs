@@ -21,35 +21,57 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use natmig_ebpf::{Outcome, process};
+use natmig_ebpf::{Outcome, Shortcut, process, shortcut};
 
-use crate::xdp::Xdp;
+use crate::{activity::Active, xdp::Xdp};
 
 /// The program on every interface of a router.
 #[xdp(frags)]
 #[inline(always)]
 pub(crate) fn natmig(context: XdpContext) -> u32 {
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
-        return xdp_action::XDP_PASS;
-    };
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let Some(active) = activity::enter(cpu) else {
         return xdp_action::XDP_PASS;
     };
-    if active.traced_until() != 0 {
-        tracer::begin(context.ctx, &active);
-    }
     let environment = Xdp::new(context.ctx, cpu);
+    // SAFETY: the context is the program's own.
+    let ingress = unsafe { (*context.ctx).ingress_ifindex };
+    // Of a packet that is traced, the tracer wants to know all that the whole process finds out.
+    if active.traced_until() == 0
+        && let Some(done) = shortcut(&environment, ingress)
+    {
+        activity::leave(&active);
+        return match done {
+            Shortcut::Pass(_) => xdp_action::XDP_PASS,
+            // SAFETY: the helper has no preconditions, and its answer is the verdict.
+            Shortcut::Redirect(device, _) => unsafe { bpf_redirect(device, 0) as u32 },
+        };
+    }
+    whole(&environment, &active)
+}
+
+/// What becomes of a packet that did not take the shortcut. A function of its own, so that the
+/// verifier examines it once, and the shortcut has the registers for itself.
+#[inline(never)]
+fn whole(environment: &Xdp, active: &Active) -> u32 {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
+        activity::leave(active);
+        return xdp_action::XDP_PASS;
+    };
+    let context = environment.context();
+    if active.traced_until() != 0 {
+        tracer::begin(context, active);
+    }
     // SAFETY: the context is the program's own, and so is this CPU's scratch memory: the program is
     // not entered again on a CPU on which it runs.
-    let (scratch, ingress) = unsafe { (&mut *scratch, (*context.ctx).ingress_ifindex) };
-    let outcome = process(&environment, scratch, ingress);
+    let (scratch, ingress) = unsafe { (&mut *scratch, (*context).ingress_ifindex) };
+    let outcome = process(environment, scratch, ingress);
     // Asked again, so that the verifier need not tell packets that are traced from others.
     if active.traced_until() != 0 {
-        tracer::end(context.ctx, &active, scratch, outcome);
+        tracer::end(context, active, scratch, outcome);
     }
-    activity::leave(&active);
+    activity::leave(active);
     match outcome {
         Outcome::Pass(_) => xdp_action::XDP_PASS,
         Outcome::Drop(_) => xdp_action::XDP_DROP,

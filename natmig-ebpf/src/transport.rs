@@ -31,6 +31,15 @@ pub(crate) struct Coverage {
     pub(crate) optional: bool,
 }
 
+/// [`coverage`] of the protocols that most traffic is of.
+#[inline(always)]
+pub(crate) fn common_coverage(protocol: u8) -> Option<Coverage> {
+    match protocol {
+        TCP | UDP => Some(coverage(protocol)),
+        _ => None,
+    }
+}
+
 /// Where `protocol` has its checksum.
 #[inline(always)]
 pub(crate) fn coverage(protocol: u8) -> Coverage {

@@ -41,6 +41,12 @@ impl Xdp {
     pub(crate) fn new(context: *mut xdp_md, cpu: u32) -> Self {
         Self { context, cpu }
     }
+
+    /// The program's context.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut xdp_md {
+        self.context
+    }
 }
 
 impl Environment for Xdp {
