@@ -25,7 +25,7 @@ router.toml:\n  \
     max_addresses = 2097152      # optional: room for IPv4 addresses, two per binding\n  \
     max_addresses_ipv6 = 2097152 # optional: for IPv6; as many as of IPv4 unless it is said\n  \
     binding_counters = true      # optional: count traffic by binding\n  \
-    binding_counter_banks = 2    # optional: a power of two; more cost memory and save time\n  \
+    binding_counter_banks = 1    # optional: a power of two; more help where many CPUs serve one VM\n  \
     forward = \"bound\"            # optional: or all, to take the fast path with every packet\n  \
     [[interface]]\n  \
     name = \"eth1\"\n  \

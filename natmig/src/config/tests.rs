@@ -31,7 +31,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.max_addresses, DEFAULT_MAX_ADDRESSES);
     assert_eq!(config.gateway_mac, DEFAULT_GATEWAY_MAC);
     assert_eq!(config.max_addresses_ipv6, DEFAULT_MAX_ADDRESSES);
-    assert_eq!([1, 2, 8].map(|cpus| config.binding_banks(cpus)), [1, 2, 2]);
+    assert_eq!([1, 2, 8].map(|cpus| config.binding_banks(cpus)), [1, 1, 1]);
     assert_eq!(config.forward, Forward::Bound);
     assert_eq!(config.interfaces.len(), 2);
     assert_eq!(config.access(&"rack1".into()).unwrap().name, "acc0");
