@@ -189,6 +189,7 @@ pub(super) struct Tables {
     pub(super) ipv4: Entries<Ipv4>,
     pub(super) ipv6: Entries<Ipv6>,
     held: BTreeMap<TransactionId, Transaction>,
+    free_slots: slots::FreeSlots,
 }
 
 /// Addresses that the tables hold, and have room for.
@@ -208,11 +209,13 @@ impl Tables {
             .collect();
         let (ipv4, remains_ipv4) = open_family::<Ipv4>(&maps, &references, &mut held)?;
         let (ipv6, remains_ipv6) = open_family::<Ipv6>(&maps, &references, &mut held)?;
+        let free_slots = slots::FreeSlots::of(&maps.transactions);
         let mut tables = Self {
             maps,
             ipv4,
             ipv6,
             held,
+            free_slots,
         };
         // What a predecessor unlinked may still be in a packet's hands.
         grace::fast(&tables.maps.activity)?;

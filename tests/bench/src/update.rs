@@ -23,6 +23,9 @@ use crate::{
     traffic::{Area, Family, Traffic},
 };
 
+/// Pause before each of the updates that find caches cold and their CPU asleep.
+const REST: Duration = Duration::from_millis(10);
+
 /// Times of the steps of updates.
 #[derive(Debug, Default)]
 struct Times {
@@ -44,14 +47,16 @@ pub fn run(
 ) -> Result<Vec<Updates>> {
     let traffic = Traffic::destination_hit(Family::Ipv4, tables.density, tables.bindings);
     let router = site.router()?;
-    let times = while_sending(programs, site, &traffic, &cpus[..1], |_| {
+    let (times, rested) = while_sending(programs, site, &traffic, &cpus[..1], |_| {
         router.enter(|| {
             if let [_, .., last] = cpus {
                 pin(*last)?;
             }
             hurry(1);
             let mut router = Router::open(&instance.name)?;
-            update(&mut router, *tables, count)
+            let times = update(&mut router, *tables, count, Duration::ZERO)?;
+            let rested = update(&mut router, *tables, count.div_ceil(4), REST)?;
+            Ok((times, rested))
         })
     })?;
     let name = |what: &str| format!("{:?}: {what}", tables.density);
@@ -60,11 +65,13 @@ pub fn run(
         Updates::new(name("… prepare"), &times.prepare),
         Updates::new(name("… commit + acknowledge"), &times.commit),
         Updates::new(name("fold"), &times.fold),
+        Updates::new(name("one every 10 ms, its CPU idle before"), &rested.whole),
     ];
     Ok(updates.into_iter().flatten().collect())
 }
 
-fn update(router: &mut Router, tables: Tables, count: u32) -> Result<Times> {
+/// Updates `count` bindings there and back, with a pause before each.
+fn update(router: &mut Router, tables: Tables, count: u32, rest: Duration) -> Result<Times> {
     let (identities, locators) = (
         Area::Identities(tables.density),
         Area::Locators(tables.density),
@@ -91,6 +98,7 @@ fn update(router: &mut Router, tables: Tables, count: u32) -> Result<Times> {
             }],
         };
         let id = TransactionId(u64::from(number) + 1);
+        std::thread::sleep(rest);
         let start = Instant::now();
         router.prepare(id, &changes)?;
         let prepared = Instant::now();

@@ -54,8 +54,7 @@ impl Tables {
         let ipv4 = self.plan(writes.ipv4, segments)?;
         let ipv6 = self.plan(writes.ipv6, segments)?;
         let count = ipv4.count() + ipv6.count();
-        let reference =
-            slots::claim(&self.maps.transactions, id, count).ok_or(RouterError::NoSlot)?;
+        let reference = self.claim(id, count)?;
         step!("prepare:claimed");
         self.held.insert(
             id,
@@ -80,6 +79,19 @@ impl Tables {
         step!("prepare:marked");
         grace::fast(&self.maps.activity)?;
         Ok(())
+    }
+
+    /// Claims a slot; waits for a grace period only if all slots that are free need one.
+    fn claim(&mut self, id: TransactionId, entries: usize) -> Result<Reference, RouterError> {
+        let slots = &self.maps.transactions;
+        if let Some(reference) = slots::claim(slots, &mut self.free_slots, id, entries) {
+            return Ok(reference);
+        }
+        if self.free_slots.is_resting() {
+            grace::rcu()?;
+            self.free_slots.renew();
+        }
+        slots::claim(slots, &mut self.free_slots, id, entries).ok_or(RouterError::NoSlot)
     }
 
     /// Whether what is held under this number is what is asked for.
@@ -375,10 +387,13 @@ impl Tables {
     /// Frees a transaction's slot, once no packet can hold a reference to it.
     fn close(&mut self, id: TransactionId) -> Result<(), RouterError> {
         grace::fast(&self.maps.activity)?;
-        grace::rcu()?;
         self.set_state(id, SlotState::Free);
-        self.held.remove(&id);
+        let held = self.held.remove(&id);
         step!("close:freed");
+        if held.is_some_and(|held| self.free_slots.give_back(held.slot)) {
+            grace::rcu()?;
+            self.free_slots.renew();
+        }
         Ok(())
     }
 
