@@ -153,9 +153,20 @@ fn diagnose(instance: &str) {
     };
     assert_eq!(found(&request, Severity::Error), []);
     let ok = found(&request, Severity::Ok);
-    for check in ["pins", "guard", "port", "acc0 program", "fab0 program"] {
+    for check in [
+        "pins",
+        "guard",
+        "trace",
+        "port",
+        "acc0 program",
+        "fab0 program",
+    ] {
         assert!(checks(&ok).contains(&check), "{check}: {ok:?}");
     }
+    assert!(
+        checks(&found(&request, Severity::Note)).contains(&"next_hops"),
+        "no agent runs"
+    );
 
     for family in ["netdev", "ip"] {
         shell(&format!("nft delete table {family} natmig_{instance}"));

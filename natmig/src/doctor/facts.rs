@@ -6,6 +6,8 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use ipnet::Ipv4Net;
 use natmig_common::Role;
 
+use crate::router::next_hops::Pulse;
+
 /// All that the checks look at.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -84,6 +86,10 @@ pub struct Instance {
     pub memory: Option<u64>,
     /// Families of nftables in which its guard's table is missing.
     pub missing_guards: Option<Vec<&'static str>>,
+    /// Its heartbeat.
+    pub pulse: Option<Pulse>,
+    /// Events that its last trace lost.
+    pub trace_lost: Option<u64>,
     /// The router's port.
     pub port: Port,
 }

@@ -138,6 +138,8 @@ fn instance(
         pins,
         memory: inspected.memory.or_else(|| config.map(memory)),
         missing_guards: inspected.missing_guards.clone(),
+        pulse: inspected.pulse,
+        trace_lost: inspected.trace_lost,
         port: Port {
             up: inspected
                 .links

@@ -4,6 +4,7 @@ use super::{
     facts::{Facts, Pins},
     finding::{Chapter, Finding, Subject},
 };
+use crate::router::next_hops::Pulse;
 
 /// The command that loads the instance.
 pub(super) fn load_command(facts: &Facts) -> String {
@@ -77,6 +78,17 @@ fn loaded(facts: &Facts, chapter: &mut Chapter<'_>) {
         ),
         None => {}
     }
+    pulse(facts, chapter);
+    match instance.trace_lost {
+        Some(0) => chapter.ok("trace", "the last trace lost no event"),
+        Some(lost) => chapter.note(
+            "trace",
+            format!("the last trace lost {lost} events: its ring buffer was full"),
+            "traces show only some of the packets that they are about",
+            Some("natmig trace --sample 100   # or fewer packets by a filter".to_owned()),
+        ),
+        None => {}
+    }
     let port = &instance.port;
     if !port.up {
         chapter.error(
@@ -97,6 +109,33 @@ fn loaded(facts: &Facts, chapter: &mut Chapter<'_>) {
         );
     } else {
         chapter.ok("port", format!("the router's port {} is up", port.name));
+    }
+}
+
+/// Whether an agent vouches for natmig's own next hops.
+fn pulse(facts: &Facts, chapter: &mut Chapter<'_>) {
+    let agent = || {
+        let file = facts.instance.config_file.as_ref();
+        let file = file.map_or_else(|| "FILE".to_owned(), |file| file.display().to_string());
+        format!("natmig agent --config {file}")
+    };
+    match facts.instance.pulse {
+        Some(Pulse::Beating) => {
+            chapter.ok("next_hops", "the agent's heart beats: next hops are natmig's own");
+        }
+        Some(Pulse::Silent) => chapter.warning(
+            "next_hops",
+            "the agent's heart stopped: it was killed, or hangs",
+            "the program asks the kernel for every packet's next hop, which takes about as long as all the rest",
+            agent(),
+        ),
+        Some(Pulse::None) => chapter.note(
+            "next_hops",
+            "no agent keeps next hops",
+            "the program asks the kernel for every packet's next hop, which takes about as long as all the rest",
+            Some(agent()),
+        ),
+        None => {}
     }
 }
 

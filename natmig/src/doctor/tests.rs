@@ -9,6 +9,7 @@ use super::{
         Queues, Xdp, XdpFeatures,
     },
 };
+use crate::router::next_hops::Pulse;
 
 const PLAIN: Offloads = Offloads {
     lro: Some(false),
@@ -91,6 +92,8 @@ fn good() -> Facts {
             pins: Pins::Loaded { abi_version: 1 },
             memory: Some(300 << 20),
             missing_guards: Some(Vec::new()),
+            pulse: Some(Pulse::Beating),
+            trace_lost: Some(0),
             port: Port {
                 name: "natmig0".to_owned(),
                 up: true,
@@ -338,6 +341,29 @@ fn missing_guard_is_an_error_once_loaded() {
     facts.instance.pins = Pins::None;
     facts.instance.missing_guards = Some(vec!["ip"]);
     assert_eq!(worst(&facts, "guard"), None);
+}
+
+#[test]
+fn heart_that_stopped_is_a_warning_and_one_that_never_beat_a_note() {
+    let mend = bad("next_hops", Severity::Warning, |facts| {
+        facts.instance.pulse = Some(Pulse::Silent);
+    });
+    assert_eq!(mend, "natmig agent --config router.toml");
+    bad("next_hops", Severity::Note, |facts| {
+        facts.instance.pulse = Some(Pulse::None);
+    });
+    let mut facts = good();
+    facts.instance.pins = Pins::None;
+    facts.instance.pulse = Some(Pulse::Silent);
+    assert_eq!(worst(&facts, "next_hops"), None);
+}
+
+#[test]
+fn trace_that_lost_events_is_a_note() {
+    let mend = bad("trace", Severity::Note, |facts| {
+        facts.instance.trace_lost = Some(7);
+    });
+    assert!(mend.starts_with("natmig trace "), "{mend}");
 }
 
 #[test]

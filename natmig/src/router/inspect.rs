@@ -8,6 +8,8 @@ use super::{
     load_state, loader,
     maps::{MapBytes, Maps},
     netlink::Socket,
+    next_hops::{self, Pulse},
+    tracer,
 };
 use crate::config::RouterConfig;
 
@@ -24,6 +26,10 @@ pub(crate) struct Inspected {
     pub(crate) compiled: bool,
     /// Families in which the guard's table is missing; `None` if nobody can say.
     pub(crate) missing_guards: Option<Vec<&'static str>>,
+    /// Its heartbeat, if it is loaded.
+    pub(crate) pulse: Option<Pulse>,
+    /// Events that its last trace lost, if it is loaded.
+    pub(crate) trace_lost: Option<u64>,
     /// The kernel's end of the router's port.
     pub(crate) port: String,
     /// All interfaces of the network namespace.
@@ -98,12 +104,15 @@ pub(crate) fn inspect(name: &str) -> Result<Inspected, RouterError> {
             kind: link.kind,
         });
     }
+    let is_loaded = memory.is_some();
     Ok(Inspected {
         config: load_state(&instance).ok(),
         pins,
         memory,
         compiled: loader::pinned_program_info(&instance).is_some_and(|info| info.is_compiled()),
         missing_guards: guard::missing(&instance).ok(),
+        pulse: next_hops::listen(&instance).ok().filter(|_| is_loaded),
+        trace_lost: tracer::lost_events(name).ok().filter(|_| is_loaded),
         port: instance.port().0,
         links,
     })

@@ -40,6 +40,9 @@ use self::{
 };
 use super::{RouterError, instance::Instance, loader, maps::Maps, netlink::Socket};
 
+pub use self::heartbeat::Pulse;
+pub(super) use self::heartbeat::listen;
+
 /// The route that all of a prefix takes: an IPv4 /16 or /24, or an IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixRoute {

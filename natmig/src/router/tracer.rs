@@ -35,6 +35,16 @@ const LEASE: Duration = Duration::from_secs(3);
 /// How often the lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(1);
 
+/// Events of the trace under way, or of the last one, that were lost because the buffer was full.
+pub fn lost_events(instance: &str) -> Result<u64, RouterError> {
+    let doing = || RouterError::system("read how many events the trace lost");
+    let pin = Instance::new(instance).maps().join(names::TRACE);
+    let filter: Option<TraceFilter> = MapHandle::open(&pin, 4, size_of::<TraceFilter>(), true)
+        .and_then(|map| map.lookup(&0_u32))
+        .map_err(doing())?;
+    Ok(filter.map_or(0, |filter| filter.lost))
+}
+
 /// The reader of an instance's trace. Tracing ends when it is dropped.
 pub struct Tracer {
     control: Control,

@@ -5,11 +5,18 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
+    thread,
     time::{Duration, Instant},
 };
 
+use natmig_common::{Heartbeat as Element, names};
+
 use super::{
-    super::{RouterError, bpf},
+    super::{
+        RouterError,
+        bpf::{self, MapHandle},
+        instance::Instance,
+    },
     table::Table,
 };
 
@@ -24,6 +31,39 @@ const BASELINE: Duration = Duration::from_millis(200);
 
 /// Ticks per second that a kernel may have; anything else is a miscount.
 const PLAUSIBLE: std::ops::RangeInclusive<f64> = 20.0..=2000.0;
+
+/// What an instance's heartbeat shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulse {
+    /// An agent keeps next hops.
+    Beating,
+    /// An agent kept them, and did not say that it ended.
+    Silent,
+    /// No agent vouches for next hops.
+    None,
+}
+
+/// Listens to an instance's heartbeat, for a few beats at most.
+pub(in crate::router) fn listen(instance: &Instance) -> Result<Pulse, RouterError> {
+    let doing = || RouterError::system("read the heartbeat");
+    let pin = instance.maps().join(names::HEARTBEAT);
+    let map = MapHandle::open(&pin, 4, size_of::<Element>(), true).map_err(doing())?;
+    let read = || -> Result<Element, RouterError> {
+        Ok(map.lookup(&0_u32).map_err(doing())?.unwrap_or_default())
+    };
+    let first = read()?;
+    if first.patience == 0 {
+        return Ok(Pulse::None);
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if read()?.beat != first.beat {
+            return Ok(Pulse::Beating);
+        }
+        thread::sleep(INTERVAL / 5);
+    }
+    Ok(Pulse::Silent)
+}
 
 /// Stamps the heartbeat.
 #[derive(Debug)]
