@@ -9,7 +9,7 @@ mod tests;
 
 use std::{
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -84,6 +84,9 @@ pub struct RouterConfig {
     pub locator_pools: Vec<IpNet>,
     /// The interfaces that natmig runs on.
     pub interfaces: Vec<InterfaceConfig>,
+    /// Where the agent serves metrics; `None` for nowhere.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
     /// The controller, for the agent.
     pub controller: Option<ControllerConfig>,
 }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod controller;
 pub mod coordinator;
 pub mod doctor;
+pub mod metrics;
 #[cfg(test)]
 mod model;
 pub mod names;

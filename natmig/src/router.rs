@@ -11,6 +11,7 @@ mod error;
 #[doc(hidden)]
 pub mod failpoint;
 mod family;
+mod figures;
 mod grace;
 mod guard;
 pub(crate) mod inspect;
@@ -32,6 +33,7 @@ use std::{
     fs,
     net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -42,7 +44,11 @@ use natmig_common::{
 };
 
 pub use self::{
-    announce::Announcement, error::RouterError, guard::GuardCounter, maps::MapBytes,
+    announce::Announcement,
+    error::RouterError,
+    figures::{Addresses, Figures},
+    guard::GuardCounter,
+    maps::MapBytes,
     tables::Progress,
 };
 use self::{
@@ -169,6 +175,7 @@ pub struct Router {
     generic: bool,
     /// Keeps routes and next hops, once it has been started.
     next_hops: Option<NextHops>,
+    figures: Arc<Figures>,
     #[expect(dead_code, reason = "held until the router is dropped")]
     lock: Lock,
 }
@@ -239,6 +246,7 @@ impl Router {
             unsettled: false,
             generic: options.generic,
             next_hops: None,
+            figures: Arc::default(),
             lock,
         };
         router.adopt_interfaces()?;
@@ -335,6 +343,7 @@ impl Router {
             unsettled: false,
             generic: false,
             next_hops: None,
+            figures: Arc::default(),
             lock,
         };
         router.adopt_interfaces()?;
@@ -396,6 +405,7 @@ impl Router {
     /// process that committed it may have been killed before it announced anything.
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
+        self.figures.committed(&report);
         let changed = self.announce(id);
         self.following.extend(changed);
         Ok(report)
@@ -746,6 +756,12 @@ impl Router {
         (capacity.ipv4, capacity.ipv6)
     }
 
+    /// What this writer did, for whoever reports it.
+    pub fn figures(&self) -> Arc<Figures> {
+        self.figures.set_addresses(self.tables.used());
+        Arc::clone(&self.figures)
+    }
+
     /// Those of a held transaction's addresses that concern the kernel.
     fn addresses_of(&self, id: TransactionId) -> Vec<IpAddr> {
         let is_concerned = |bound: &Bound| {
@@ -768,6 +784,7 @@ impl Router {
             let bound = self.tables.bound(address).unwrap_or(Bound::none(address));
             self.kernel.watch(&bound);
         }
+        self.figures.set_addresses(self.tables.used());
         self.follow_promiscuity()
     }
 

@@ -23,6 +23,7 @@ use std::{
 
 use natmig::{
     config::RouterConfig,
+    metrics::{Metrics as _, RouterMetrics},
     router::{Router, RouterError, StartOptions, Started, bindings::BindingsError, reader::Reader},
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
@@ -462,6 +463,60 @@ fn a_transaction_is_invisible_until_its_commit_and_whole_from_then_on() {
             matches!(error, RouterError::UnknownTransaction(_)),
             "{error}"
         );
+    });
+}
+
+#[test]
+fn metrics_say_what_the_router_holds_and_did() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        let metrics = RouterMetrics::new(&place.instance, router.figures());
+        let says = |line: &str| {
+            let text = metrics.render().unwrap();
+            assert!(
+                text.lines().any(|found| found == line),
+                "no `{line}` in\n{text}"
+            );
+        };
+        says("natmig_addresses{family=\"ipv4\"} 0");
+        says("natmig_address_capacity{family=\"ipv4\"} 16384");
+        says("natmig_next_hops_believed 0");
+        says("natmig_trace_lost_events_total 0");
+        says("natmig_guard_dropped_packets_total{rule=\"source\"} 0");
+        router.replace(&before()).unwrap();
+        says("natmig_addresses{family=\"ipv4\"} 2");
+        says("natmig_addresses{family=\"ipv6\"} 0");
+        says("natmig_commits_total 1");
+        router.prepare(MOVE, &changes()).unwrap();
+        says("natmig_addresses{family=\"ipv4\"} 5");
+        says("natmig_transactions{phase=\"prepared\"} 1");
+        says("natmig_transactions{phase=\"committed\"} 0");
+        for _ in 0..2 {
+            router.commit(MOVE).unwrap();
+        }
+        says("natmig_transactions{phase=\"committed\"} 1");
+        says("natmig_commits_total 2");
+        says("natmig_commit_grace_seconds_count 2");
+        router.fold(MOVE).unwrap();
+        router.retire(&[OLD_LOCATOR]).unwrap();
+        says("natmig_addresses{family=\"ipv4\"} 4");
+        router.set_term(9).unwrap();
+        says("natmig_term 9");
+        run("ip link set acc0 name acc7");
+        let text = metrics.render().unwrap();
+        let counters = text.lines().filter(|line| {
+            line.starts_with("natmig_packets_total{") && line.contains("interface=\"acc7\"")
+        });
+        assert_eq!(
+            counters.count(),
+            natmig_common::Counter::ALL.len(),
+            "{text}"
+        );
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        drop(router);
+        natmig::router::unload(&place.instance).unwrap();
+        let missing = RouterMetrics::new("test-of-nothing", std::sync::Arc::default());
+        assert!(missing.render().unwrap_err().contains("not loaded"));
     });
 }
 

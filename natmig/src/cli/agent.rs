@@ -1,6 +1,6 @@
 //! `natmig agent`.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 
@@ -8,6 +8,7 @@ use super::daemon;
 use crate::{
     agent::{self, Identity},
     config::RouterConfig,
+    metrics::{Endpoint, RouterMetrics},
     router::{Router, StartOptions},
 };
 
@@ -23,6 +24,7 @@ use crate::{
 The file is the one of `natmig load`, and says besides where the controller is:\n  \
     [controller]\n  \
     endpoints = [\"http://198.18.0.1:7400\"]\n\n\
+    With metrics = \"127.0.0.1:9441\" in it, http://127.0.0.1:9441/metrics is for Prometheus.\n\n\
     The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
 pub(crate) struct Args {
     /// The router's configuration
@@ -80,8 +82,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .worker_threads(1)
         .enable_all()
         .build()?;
+    let metrics = RouterMetrics::new(&config.instance, started.router.figures());
     runtime.block_on(async {
         let shutdown = daemon::Shutdown::new()?;
+        if let Some(address) = config.metrics {
+            let endpoint = Endpoint::open(address).await?;
+            tracing::info!(%address, "metrics at /metrics");
+            tokio::spawn(endpoint.serve(Arc::new(metrics)));
+        }
         daemon::ready();
         agent::run(started.router, identity, shutdown.requested()).await?;
         tracing::info!("ended; the data plane stays attached");

@@ -31,6 +31,7 @@ struct FileText {
     locator_pools: Vec<Spanned<String>>,
     #[serde(default)]
     interface: Vec<Spanned<InterfaceText>>,
+    metrics: Option<Spanned<String>>,
     controller: Option<ControllerText>,
 }
 
@@ -140,6 +141,16 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<RouterConfig, ConfigError
     };
     let locator_pools = parse_pools(&source, &raw.locator_pools)?;
     let interfaces = parse_interfaces(&source, &raw.interface)?;
+    let metrics = raw
+        .metrics
+        .map(|text| {
+            source.parse(
+                &text,
+                "an address and a port",
+                "write the address that metrics are served on, such as 127.0.0.1:9441",
+            )
+        })
+        .transpose()?;
     let controller = raw
         .controller
         .map(|text| parse_controller(&source, &text))
@@ -155,6 +166,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<RouterConfig, ConfigError
         gateway_mac,
         locator_pools,
         interfaces,
+        metrics,
         controller,
     })
 }

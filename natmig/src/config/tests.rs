@@ -33,6 +33,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.max_addresses_ipv6, DEFAULT_MAX_ADDRESSES);
     assert_eq!([1, 2, 8].map(|cpus| config.binding_banks(cpus)), [1, 1, 1]);
     assert_eq!(config.forward, Forward::Bound);
+    assert_eq!(config.metrics, None);
     assert_eq!(config.interfaces.len(), 2);
     assert_eq!(config.access(&"rack1".into()).unwrap().name, "acc0");
 }
@@ -49,6 +50,13 @@ fn configuration_survives_serialisation() {
 fn malformed_files_are_named_with_line_and_remedy() {
     // What is replaced, by what, the line of the error, what it says, the remedy.
     let cases = [
+        (
+            "router = \"edge1\"",
+            "router = \"edge1\"\nmetrics = \"9441\"",
+            3,
+            "`9441` is not an address and a port",
+            "127.0.0.1:9441",
+        ),
         ("router = \"edge1\"", "router = edge1", 2, "", "TOML"),
         (
             "router = \"edge1\"",

@@ -228,19 +228,24 @@ impl Reader {
             return Err(not_loaded(&instance));
         }
         let maps = Maps::open(&instance.maps(), true)?;
-        let mut socket = Socket::open().map_err(RouterError::system("open a netlink socket"))?;
-        let links = socket
-            .links()
-            .map_err(RouterError::system("list interfaces"))?;
         Ok(Self {
             config: load_state(&instance).ok(),
             instance,
             maps,
-            links: links
-                .into_iter()
-                .map(|link| (link.ifindex, link.name))
-                .collect(),
+            links: link_names()?,
         })
+    }
+
+    /// Reads again how the kernel names the interfaces.
+    pub fn refresh_names(&mut self) -> Result<(), RouterError> {
+        self.links = link_names()?;
+        Ok(())
+    }
+
+    /// Whether the program takes next hops from natmig's own table: not before an agent has shown
+    /// that it keeps them, nor after it ended in an orderly way.
+    pub fn believes_next_hops(&self) -> bool {
+        self.maps.heartbeat.get(0).patience != 0
     }
 
     /// Where the instance stands as a whole.
@@ -537,6 +542,18 @@ impl Reader {
         }
         Some(sum)
     }
+}
+
+/// Names of interfaces by index.
+fn link_names() -> Result<HashMap<u32, String>, RouterError> {
+    let mut socket = Socket::open().map_err(RouterError::system("open a netlink socket"))?;
+    let links = socket
+        .links()
+        .map_err(RouterError::system("list interfaces"))?;
+    Ok(links
+        .into_iter()
+        .map(|link| (link.ifindex, link.name))
+        .collect())
 }
 
 fn binding(entry: &EntryView, version: &VersionView, place: &'static str) -> BindingView {

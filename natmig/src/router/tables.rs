@@ -258,6 +258,14 @@ impl Tables {
         }
     }
 
+    /// Addresses that are in the tables.
+    pub(super) fn used(&self) -> Capacity {
+        Capacity {
+            ipv4: self.ipv4.used(),
+            ipv6: self.ipv6.used(),
+        }
+    }
+
     /// Addresses in the tables, by family.
     pub(super) fn addresses(&self) -> impl Iterator<Item = Bound> {
         let ipv4 = self.ipv4.iter(&self.maps).map(|entry| Bound::of(&entry));

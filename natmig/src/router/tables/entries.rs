@@ -198,6 +198,11 @@ impl<F: Net> Entries<F> {
     }
 
     /// Number of entries in use.
+    pub(super) fn used(&self) -> u32 {
+        self.slabs.used()
+    }
+
+    /// As [`Entries::used`].
     pub(super) fn len(&self) -> usize {
         self.slabs.used() as usize
     }
