@@ -5,6 +5,7 @@ mod client;
 mod controller;
 mod daemon;
 mod doctor;
+mod hypervisor;
 mod load;
 mod map;
 mod migrate;
@@ -45,6 +46,8 @@ enum Subcommand {
     Migrate(migrate::Args),
     Migration(migration::Args),
     Router(router::Args),
+    QmpWatch(hypervisor::qmp_watch::Args),
+    LibvirtHook(hypervisor::libvirt_hook::Args),
 }
 
 /// Runs the command and reports its error.
@@ -64,6 +67,8 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Migrate(args) => migrate::run(&args),
         Subcommand::Migration(args) => migration::run(args),
         Subcommand::Router(args) => router::run(args),
+        Subcommand::QmpWatch(args) => hypervisor::qmp_watch::run(&args),
+        Subcommand::LibvirtHook(args) => hypervisor::libvirt_hook::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("natmig: {error:#}");

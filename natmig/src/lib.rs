@@ -8,6 +8,7 @@ pub mod config;
 pub mod controller;
 pub mod coordinator;
 pub mod doctor;
+pub mod hypervisor;
 pub mod metrics;
 #[cfg(test)]
 mod model;
