@@ -1,11 +1,16 @@
-//! The packet fixtures on another kernel: Debian's, in an emulator, without network and without disk.
+//! Debian's kernels in an emulator: the packet fixtures on another kernel, and what the lab's real
+//! guests boot.
 //!
 //! What runs there is what runs here, the same binaries and the same object. A program that did
 //! not say how it ended has failed, so a kernel that stops halfway is a failure as well.
 
+mod fixtures;
+mod guest;
 mod initramfs;
 mod machine;
 mod package;
+
+pub(crate) use guest::{Boot, guest};
 
 use std::{path::Path, str::FromStr};
 
@@ -18,7 +23,7 @@ use crate::{
 };
 
 /// Programs that the emulated machine is made of and with.
-const NEEDS: &[Need] = &[
+pub(crate) const NEEDS: &[Need] = &[
     Need {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
@@ -36,6 +41,9 @@ const NEEDS: &[Need] = &[
         package: "iproute2",
     },
 ];
+
+/// Where kernels are unpacked.
+const DIRECTORY: &str = "target/kernels";
 
 /// Test targets of the fixtures that involve the kernel and depend on no timing.
 const TESTS: &[&str] = &["packets", "malformed", "port", "random"];
@@ -76,19 +84,19 @@ pub(crate) fn test(versions: &[Version], object: &Path) -> Result<()> {
         "other kernels are tested on x86-64 machines only"
     );
     packages::ensure(NEEDS)?;
-    let mut programs = vec![initramfs::Program {
+    let mut programs = vec![fixtures::Program {
         name: FIXTURES,
         path: object::build_binary(object, FIXTURES)?,
         arguments: "--json",
     }];
     programs.extend(build_tests()?);
-    let directory = std::env::current_dir()?.join("target/kernels");
+    let directory = std::env::current_dir()?.join(DIRECTORY);
 
     let mut failed = Vec::new();
     for version in versions {
-        let kernel = package::unpack(version, &directory)?;
+        let kernel = package::unpack(std::slice::from_ref(version), &directory)?;
         step(&format!("packet fixtures on Linux {}", kernel.release));
-        let image = initramfs::build(&kernel, &programs, object)?;
+        let image = fixtures::image(&kernel, &programs, object)?;
         let ended = machine::run(&kernel, &image)?;
         let before = failed.len();
         for program in &programs {
@@ -114,7 +122,7 @@ pub(crate) fn test(versions: &[Version], object: &Path) -> Result<()> {
 }
 
 /// Builds the tests without running them.
-fn build_tests() -> Result<Vec<initramfs::Program>> {
+fn build_tests() -> Result<Vec<fixtures::Program>> {
     step("building the packet fixtures");
     let mut command = cargo();
     command.args([
@@ -142,7 +150,7 @@ fn build_tests() -> Result<Vec<initramfs::Program>> {
                 .filter(|message| message["target"]["name"] == name)
                 .find_map(|message| message["executable"].as_str())
                 .with_context(|| format!("cargo did not say where the test `{name}` is"))?;
-            Ok(initramfs::Program {
+            Ok(fixtures::Program {
                 name,
                 path: path.into(),
                 arguments: "",

@@ -50,6 +50,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Makes what the lab's real guests (QEMU) boot, and prints the variables that name it.
+    ///
+    /// Example: `export $(cargo xtask guest)`
+    Guest,
     /// Measures natmig beside other ways to forward and to translate: see `--help`.
     #[command(disable_help_flag = true)]
     Bench {
@@ -82,6 +86,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => {
             setup::prepare(setup::For::Tests)?;
+            packages::ensure(kernel::NEEDS)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Build { target } => {
@@ -106,6 +111,13 @@ fn run(task: Task) -> Result<ExitCode> {
             let lab = object::build_binary(&object, "natmig-lab")?;
             arguments.insert(0, "demo".into());
             Privileged::find()?.run_to_exit(&lab, &arguments, &[("NATMIG_BIN", natmig.as_os_str())])
+        }
+        Task::Guest => {
+            let object = object::build(&setup::prepare(setup::For::Build)?)?;
+            let boot = kernel::guest(&object::build_binary(&object, "natmig-lab")?)?;
+            println!("NATMIG_GUEST_KERNEL={}", boot.kernel.display());
+            println!("NATMIG_GUEST_IMAGE={}", boot.image.display());
+            Ok(ExitCode::SUCCESS)
         }
         Task::Bench { arguments } => {
             let toolchain = setup::prepare(setup::For::Tests)?;

@@ -80,6 +80,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     check(smoke.args(["--smoke", "--json"]))?;
 
     step("lab scenarios");
+    let guest = guest_of(&lab)?;
+    let mut scenario_variables = variables.to_vec();
+    for boot in &guest {
+        scenario_variables.push(("NATMIG_GUEST_KERNEL", boot.kernel.as_os_str()));
+        scenario_variables.push(("NATMIG_GUEST_IMAGE", boot.image.as_os_str()));
+    }
     let mut scenarios = cargo();
     scenarios
         .args([
@@ -92,8 +98,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ])
         // The scenarios share the machine's two or more CPUs with forty namespaces each.
         .args(["--", "--test-threads=1", "--nocapture"]);
-    check(as_root(&root, &mut scenarios, &variables))?;
+    check(as_root(&root, &mut scenarios, &scenario_variables))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What real guests boot, where there can be any.
+fn guest_of(lab: &Path) -> Result<Option<kernel::Boot>> {
+    if cfg!(target_arch = "x86_64") {
+        kernel::guest(lab).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// Has cargo build as the caller and run the tests as root.

@@ -104,22 +104,35 @@ struct Tap {
 impl Captures {
     /// Opens a capture on every interface of every endpoint.
     pub fn start(network: &Network, flows: &[Flow]) -> Result<Self> {
+        Self::start_with(network, flows, &[])
+    }
+
+    /// Opens a capture on every interface of every endpoint, and on these interfaces of nodes.
+    pub fn start_with(
+        network: &Network,
+        flows: &[Flow],
+        others: &[(String, String)],
+    ) -> Result<Self> {
+        let endpoints = network.topology().endpoints();
+        let interfaces = endpoints.into_iter().flat_map(
+            |Endpoint {
+                 name, interfaces, ..
+             }| {
+                let named = interfaces.into_iter();
+                named.map(move |interface| (name.clone(), interface))
+            },
+        );
         let mut taps = Vec::new();
-        for Endpoint {
-            name, interfaces, ..
-        } in network.topology().endpoints()
-        {
-            for interface in interfaces {
-                let socket = network
-                    .node(&name)?
-                    .enter(|| tap(&interface))
-                    .with_context(|| format!("capture on {interface} of {name}"))?;
-                taps.push(Tap {
-                    socket,
-                    node: name.clone(),
-                    interface,
-                });
-            }
+        for (node, interface) in interfaces.chain(others.iter().cloned()) {
+            let socket = network
+                .node(&node)?
+                .enter(|| tap(&interface))
+                .with_context(|| format!("capture on {interface} of {node}"))?;
+            taps.push(Tap {
+                socket,
+                node,
+                interface,
+            });
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, pools, flows) = (Arc::clone(&stop), network.pools(), flows.to_vec());

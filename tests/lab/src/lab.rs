@@ -230,6 +230,24 @@ impl Lab {
         daemons.agents.values_mut().try_for_each(Daemon::check)
     }
 
+    /// Starts another program in a node, which ends with its value; what it says goes to
+    /// `logs/NAME.log` of the run directory.
+    pub fn start_program(
+        &self,
+        name: &str,
+        node: &str,
+        program: &Path,
+        arguments: &[&str],
+    ) -> Result<Daemon> {
+        Daemon::start(
+            &self.run,
+            name,
+            self.network.node(node)?,
+            program,
+            arguments,
+        )
+    }
+
     /// Copies the daemons' logs to a directory that outlives the lab.
     pub fn save_logs(&self, to: &Path) -> Result<()> {
         let logs = self.run.directory().join("logs");

@@ -17,6 +17,8 @@ pub mod clock;
 pub mod daemon;
 pub mod demo;
 pub mod device;
+pub mod echo;
+pub mod guest;
 pub mod lab;
 pub mod namespace;
 pub mod network;

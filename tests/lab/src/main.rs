@@ -11,6 +11,7 @@ use clap::Parser;
 use natmig_lab::{
     Lab, Topology,
     demo::{self, Options},
+    echo, guest,
     lab::find_natmig,
     namespace::Namespace,
     report, run,
@@ -49,6 +50,9 @@ enum Subcommand {
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// Return what comes, over TCP and UDP: what runs in real guests
+    #[command(hide = true)]
+    Echo,
     /// Migrate VMs under live traffic and report what happened
     Demo {
         /// The natmig program
@@ -85,6 +89,7 @@ fn start(arguments: Arguments) -> Result<ExitCode> {
         } => up(topology.as_deref(), natmig, plain),
         Subcommand::Down => run::stop_all(Duration::from_mins(1)).map(|()| ExitCode::SUCCESS),
         Subcommand::Shell { node, command } => shell(&node, &command),
+        Subcommand::Echo => echo::serve(guest::ECHO_PORT).map(|()| ExitCode::SUCCESS),
         Subcommand::Demo {
             natmig,
             report,

@@ -319,7 +319,7 @@ impl Drop for Traffic {
 }
 
 /// Byte `position` of the content of `stream`: any shift, loss or mixture of streams shows.
-fn content(stream: u32, position: u64) -> u8 {
+pub(crate) fn content(stream: u32, position: u64) -> u8 {
     let mixed = (position / 8 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(stream) << 32);
     mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9).to_be_bytes()[(position % 8) as usize]
 }

@@ -1,5 +1,5 @@
-//! The emulated machine's file system: the tests, the programs that they run, and an init that
-//! runs them one after the other.
+//! An emulated machine's file system: programs of this machine with their libraries, modules of its
+//! kernel, and an init.
 
 use std::{
     fs::{self, File},
@@ -14,70 +14,77 @@ use anyhow::{Context as _, Result, ensure};
 use super::package::Kernel;
 use crate::command::{captured, find, output};
 
-/// Modules that the fixtures need, by path below a kernel's modules, in the order of loading.
-const MODULES: &[&str] = &["drivers/net/veth"];
-
-/// What init does before it runs the tests, and how it runs one: its output on the first serial
-/// line, its name and exit status on the second one.
-const INIT: &str = "\
-#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin NATMIG_EBPF_OBJECT=/natmig.o NATMIG_REQUIRE_ROOT=1
-# An emulated machine is slow.
-export NATMIG_RANDOM_HOST=10000 NATMIG_RANDOM_KERNEL=4000
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t bpf bpf /sys/fs/bpf
-stty -onlcr
-stty -onlcr </dev/ttyS1
-run() { \"$@\"; echo \"$1 $?\" >/dev/ttyS1; }";
-
-/// A program that runs in the machine.
-pub(super) struct Program {
-    /// Its name there.
-    pub(super) name: &'static str,
-    pub(super) path: PathBuf,
-    pub(super) arguments: &'static str,
+/// A file system in the making: what init does, and what it needs for that.
+pub(super) struct Image<'a> {
+    kernel: &'a Kernel,
+    root: PathBuf,
+    init: Vec<String>,
 }
 
-/// Makes the image that runs these programs in turn, and returns its path.
-pub(super) fn build(kernel: &Kernel, programs: &[Program], object: &Path) -> Result<PathBuf> {
-    let root = kernel.root.join("initramfs");
-    fs::remove_dir_all(&root).ok();
-    for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    fs::copy(object, root.join("natmig.o"))?;
-
-    let mut init = vec![INIT.to_owned()];
-    for module in MODULES {
-        if let Some(file) = kernel.module(module) {
-            let name = file.file_name().context("a module without a name")?;
-            fs::copy(&file, root.join("modules").join(name))?;
-            let name = name.to_string_lossy();
-            if let Some(plain) = name.strip_suffix(".xz") {
-                init.push(format!("unxz /modules/{name}"));
-                init.push(format!("insmod /modules/{plain}"));
-            } else {
-                init.push(format!("insmod /modules/{name}"));
-            }
+impl<'a> Image<'a> {
+    /// An image with busybox, whose init begins with these lines; `name` tells it from the kernel's
+    /// others.
+    pub(super) fn new(kernel: &'a Kernel, name: &str, init: &str) -> Result<Self> {
+        let root = kernel.root.join(name);
+        fs::remove_dir_all(&root).ok();
+        for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
+            fs::create_dir_all(root.join(directory))?;
         }
+        let mut image = Self {
+            kernel,
+            root,
+            init: vec![init.to_owned()],
+        };
+        image.tool("busybox")?;
+        Ok(image)
     }
-    for name in ["busybox", "ip"] {
-        let path = find(name).with_context(|| format!("{name} is not to be found"))?;
-        install(&path, name, &root)?;
-    }
-    for program in programs {
-        install(&program.path, program.name, &root)?;
-        init.push(["run", program.name, program.arguments].join(" "));
-    }
-    init.push("poweroff -f\n".to_owned());
-    let path = root.join("init");
-    fs::write(&path, init.join("\n"))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
 
-    pack(&root, &kernel.root.join("initramfs.cpio"))
+    /// Lets init load a kernel module; nothing to do if it is built in.
+    pub(super) fn module(&mut self, module: &str) -> Result<()> {
+        let Some(file) = self.kernel.module(module) else {
+            return Ok(());
+        };
+        let name = file.file_name().context("a module without a name")?;
+        fs::copy(&file, self.root.join("modules").join(name))?;
+        let name = name.to_string_lossy();
+        if let Some(plain) = name.strip_suffix(".xz") {
+            self.run(format!("unxz /modules/{name}"));
+            self.run(format!("insmod /modules/{plain}"));
+        } else {
+            self.run(format!("insmod /modules/{name}"));
+        }
+        Ok(())
+    }
+
+    /// Takes a program of this machine along.
+    pub(super) fn tool(&mut self, name: &str) -> Result<()> {
+        let path = find(name).with_context(|| format!("{name} is not to be found"))?;
+        self.program(&path, name)
+    }
+
+    /// Takes a program along.
+    pub(super) fn program(&mut self, path: &Path, name: &str) -> Result<()> {
+        install(path, name, &self.root)
+    }
+
+    /// Takes a file along.
+    pub(super) fn file(&mut self, path: &Path, name: &str) -> Result<()> {
+        fs::copy(path, self.root.join(name))?;
+        Ok(())
+    }
+
+    /// Adds lines to init.
+    pub(super) fn run(&mut self, lines: impl Into<String>) {
+        self.init.push(lines.into());
+    }
+
+    /// Packs it and returns the archive's path.
+    pub(super) fn pack(self) -> Result<PathBuf> {
+        let path = self.root.join("init");
+        fs::write(&path, self.init.join("\n") + "\n")?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        pack(&self.root, &self.root.with_extension("cpio"))
+    }
 }
 
 /// Copies a program as `/bin/NAME`, and the libraries that it needs to where it looks for them.
@@ -105,13 +112,15 @@ fn install(program: &Path, name: &str, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Packs a directory into an archive whose files belong to root.
+/// Packs a directory into an archive whose files belong to root. The archive is whole when it gets
+/// its name.
 fn pack(root: &Path, archive: &Path) -> Result<PathBuf> {
+    let partial = archive.with_extension("partial");
     let mut cpio = Command::new("cpio")
         .args(["--create", "--quiet", "--format=newc", "--owner=0:0"])
         .current_dir(root)
         .stdin(Stdio::piped())
-        .stdout(File::create(archive)?)
+        .stdout(File::create(&partial)?)
         .spawn()
         .context("cannot run cpio")?;
     let names = captured(Command::new("find").arg(".").current_dir(root))?;
@@ -120,5 +129,6 @@ fn pack(root: &Path, archive: &Path) -> Result<PathBuf> {
         .context("cpio has no input")?
         .write_all(names.as_bytes())?;
     ensure!(cpio.wait()?.success(), "cpio failed");
+    fs::rename(&partial, archive)?;
     Ok(archive.to_owned())
 }

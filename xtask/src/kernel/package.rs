@@ -42,18 +42,21 @@ impl Kernel {
     }
 }
 
-/// The newest kernel of this version in the configured archives, downloaded if it is not here.
-pub(super) fn unpack(version: &Version, directory: &Path) -> Result<Kernel> {
-    let release = if let Some(release) = newest(version) {
+/// The newest kernel of the first of these versions that the configured archives have, downloaded if
+/// it is not here.
+pub(super) fn unpack(versions: &[Version], directory: &Path) -> Result<Kernel> {
+    let known = || versions.iter().find_map(newest);
+    let release = if let Some(release) = known() {
         release
     } else {
         step("refreshing Debian's package lists");
         packages::update(&Privileged::find()?)?;
-        newest(version).with_context(|| {
+        known().with_context(|| {
+            let names: Vec<_> = versions.iter().map(|version| version.0.as_str()).collect();
             format!(
                 "the configured archives have no package {PREFIX}{}…{FLAVOR}; add one that has \
                  (Debian's security or backports archive) to /etc/apt/sources.list.d",
-                version.0
+                names.join(" or ")
             )
         })?
     };
@@ -104,6 +107,7 @@ fn download(release: &str, directory: &Path) -> Result<()> {
     check(
         Command::new("apt-get")
             .args(["download", "--quiet", "--quiet"])
+            .args(["--option", "Acquire::Retries=3"])
             // Else apt complains that its own user cannot write into this directory.
             .args(["--option", "APT::Sandbox::User=root"])
             .arg(format!("{PREFIX}{release}"))

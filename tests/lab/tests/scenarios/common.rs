@@ -52,7 +52,8 @@ pub(crate) fn natmig() -> Option<Needs> {
     }
 }
 
-fn skip(why: &str) {
+/// Says loudly that a scenario is skipped; an error where everything must run.
+pub(crate) fn skip(why: &str) {
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     assert!(
         std::env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),

@@ -9,6 +9,7 @@ mod common;
 mod crashes;
 mod families;
 mod group;
+mod guest;
 mod kernel;
 mod links;
 mod network;
