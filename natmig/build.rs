@@ -15,6 +15,9 @@ const PROTOCOL: [&str; 3] = [
     "natmig/v1/control.proto",
 ];
 
+/// What is used of etcd's protocol, below `proto/`.
+const ETCD_PROTOCOL: &str = "etcd/rpc.proto";
+
 fn main() -> Result<(), Box<dyn Error>> {
     embed_program()?;
     generate_protocol()
@@ -39,6 +42,11 @@ fn generate_protocol() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOCOL, ["proto"])?;
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
+        .compile_fds(descriptors)?;
+    let descriptors = protox::compile([ETCD_PROTOCOL], ["proto"])?;
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        .build_server(false)
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -44,6 +44,10 @@ pub(crate) const LAB: &[Need] = &[
         program: "curl",
         package: "curl",
     },
+    Need {
+        program: "etcd",
+        package: "etcd-server",
+    },
 ];
 
 /// Installs what is missing of `needs`.

@@ -281,11 +281,20 @@ impl Store for FileStore {
         })
     }
 
-    fn begin_term(&mut self, seconds: u64) -> Result<u64, StoreError> {
+    fn begin_term(&mut self, at_least: u64) -> Result<u64, StoreError> {
         let last: u64 = self.value(TERM_KEY)?.unwrap_or_default();
-        let term = seconds.max(last + 1);
+        let term = at_least.max(last + 1);
         self.write(|write| put(&mut write.open_table(NATMIG)?, TERM_KEY, &term))?;
         Ok(term)
+    }
+
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        // The file is locked: nobody else leads.
+        Ok(())
+    }
+
+    fn may_act(&self) -> bool {
+        true
     }
 }
 

@@ -285,8 +285,16 @@ impl Store for CrashingStore {
         self.inner.apply(ops)
     }
 
-    fn begin_term(&mut self, seconds: u64) -> Result<u64, StoreError> {
-        self.inner.begin_term(seconds)
+    fn begin_term(&mut self, at_least: u64) -> Result<u64, StoreError> {
+        self.inner.begin_term(at_least)
+    }
+
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        self.inner.confirm()
+    }
+
+    fn may_act(&self) -> bool {
+        self.inner.may_act()
     }
 }
 

@@ -1,147 +1,19 @@
-//! What every store does, and what the file store does with files that are not its own.
+//! What the file store does with files that are not its own.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
-use std::{
-    fs,
-    net::{IpAddr, Ipv6Addr},
-    path::Path,
-};
+use std::{fs, net::IpAddr, path::Path};
 
 use natmig::{
     addresses::Addresses,
-    coordinator::{
-        Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Timestamp, Unreachable,
-    },
-    names::{RouterName, SegmentName, VmName},
-    planner::{Binding, Move, Vm, VmState},
-    rule::{MacAddress, TransactionId},
+    coordinator::StoreOp,
     store::{FileStore, Store, StoreError},
     topology::Topology,
 };
 use proptest::prelude::*;
 
-fn addresses(rack: u8, number: u8) -> Addresses {
-    let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, rack.into(), 0, 0, 0, 0, number.into());
-    let addresses: [IpAddr; 2] = [[10, 1, rack, number].into(), ipv6.into()];
-    Addresses::collect(addresses).unwrap()
-}
-
-fn identities(number: u8) -> Addresses {
-    addresses(1, number)
-}
-
-fn locators(number: u8) -> Addresses {
-    addresses(2, number)
-}
-
-fn vm(number: u8) -> VmState {
-    VmState::at_home(Vm {
-        name: VmName::new(format!("vm{number}")),
-        identities: identities(number),
-        mac: MacAddress([2, 0, 0, 0, 0, number]),
-        home: SegmentName::new("rack1"),
-    })
-}
-
-fn migration(number: u8) -> MigrationRecord {
-    let before = vm(number);
-    let after = before.moved(Some(Binding {
-        segment: SegmentName::new("rack2"),
-        locators: locators(number),
-    }));
-    MigrationRecord {
-        id: TransactionId(number.into()),
-        moves: vec![Move { before, after }],
-        activation: Activation::Manual,
-        activated: false,
-        unreachable: Unreachable::Wait,
-        phase: Phase::Prepared,
-        times: vec![
-            (Phase::Preparing, Timestamp(1)),
-            (Phase::Prepared, Timestamp(u64::MAX)),
-        ],
-        drain_until: Some(Timestamp(5)),
-        error: Some("none".to_owned()),
-        routers: [(
-            RouterName::new("edge1"),
-            natmig::coordinator::Progress::Prepared,
-        )]
-        .into(),
-        uncleared: [RouterName::new("edge1")].into(),
-    }
-}
-
-fn topology() -> Topology {
-    Topology::parse(
-        "test.toml",
-        "drain = \"1s\"\n[[router]]\nname = \"edge1\"\ntier = \"edge\"\n[[segment]]\nname = \"rack1\"\n\
-         prefix = \"10.1.1.0/24\"\ngateway = \"10.1.1.1\"\npool = \"10.1.1.128/25\"\n\
-         routers = [\"edge1\"]\n",
-    )
-    .unwrap()
-}
-
-fn any_op() -> impl Strategy<Value = StoreOp> {
-    let number = 0..6_u8;
-    prop_oneof![
-        Just(StoreOp::PutTopology(topology())),
-        number.clone().prop_map(|number| StoreOp::PutVm(vm(number))),
-        number
-            .clone()
-            .prop_map(|number| StoreOp::DeleteVm(vm(number).vm.name)),
-        number
-            .clone()
-            .prop_map(|number| StoreOp::PutMigration(Box::new(migration(number)))),
-        number
-            .clone()
-            .prop_map(|number| StoreOp::DeleteMigration(TransactionId(number.into()))),
-        (number.clone(), 0..2_usize, any::<u64>()).prop_map(|(number, family, until)| {
-            StoreOp::PutQuarantined(Quarantined {
-                locator: locators(number).iter().nth(family).unwrap(),
-                until: Timestamp(until),
-            })
-        }),
-        (number.clone(), 0..2_usize).prop_map(|(number, family)| {
-            StoreOp::DeleteQuarantined(locators(number).iter().nth(family).unwrap())
-        }),
-        number
-            .clone()
-            .prop_map(|n| StoreOp::PutDrained(RouterName::new(format!("edge{n}")))),
-        number.prop_map(|n| StoreOp::DeleteDrained(RouterName::new(format!("edge{n}")))),
-        any::<u64>().prop_map(StoreOp::PutNextId),
-    ]
-}
-
-/// Order within a table is no part of what is stored.
-fn sorted(mut stored: Stored) -> Stored {
-    stored
-        .vms
-        .sort_by(|one, other| one.vm.name.cmp(&other.vm.name));
-    stored.migrations.sort_by_key(|record| record.id);
-    stored.quarantined.sort_by_key(|record| record.locator);
-    stored
-}
+use crate::records::{topology, vm};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    /// The reference is [`Stored::apply`]; the store is opened anew after every batch.
-    #[test]
-    fn store_holds_what_was_applied(batches in prop::collection::vec(prop::collection::vec(any_op(), 0..8), 0..6)) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("store.redb");
-        let mut expected = Stored::default();
-        for batch in batches {
-            let mut store = FileStore::open(&path).unwrap();
-            prop_assert_eq!(sorted(store.load().unwrap()), sorted(expected.clone()));
-            store.apply(&batch).unwrap();
-            for op in batch {
-                expected.apply(op);
-            }
-            prop_assert_eq!(sorted(store.load().unwrap()), sorted(expected.clone()));
-        }
-    }
 
     /// Whatever happens to its bytes, a store opens with sound content or is refused.
     #[test]
@@ -303,17 +175,6 @@ fn one_controller_at_a_time() {
     assert!(matches!(open_error(&path), StoreError::InUse(_)));
     drop(store);
     FileStore::open(&path).unwrap();
-}
-
-#[test]
-fn terms_only_grow() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("store.redb");
-    let mut terms = Vec::new();
-    for clock in [1000, 1000, 5, 3000] {
-        terms.push(FileStore::open(&path).unwrap().begin_term(clock).unwrap());
-    }
-    assert_eq!(terms, [1000, 1001, 1002, 3000]);
 }
 
 #[test]
