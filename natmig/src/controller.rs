@@ -2,12 +2,17 @@
 //!
 //! One thread (`core`) owns machine and store. Agents and operators reach it through gRPC, over TCP
 //! and a Unix socket; both only put things into its queue. Every channel is bounded.
+//!
+//! Of several controllers on one store, one leads and has a core (`lead`); the others serve as well,
+//! but send whoever asks to the leader (`role`).
 
 mod agents;
 mod config;
 mod control;
 mod core;
+mod lead;
 mod listen;
+mod role;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
@@ -19,15 +24,16 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-pub use config::{ConfigError, ControllerConfig, DEFAULT_SOCKET, DEFAULT_STORE};
+pub use config::{ConfigError, ControllerConfig, DEFAULT_SOCKET, DEFAULT_STORE, StorePlace};
 pub use core::StartError;
 pub use listen::ListenError;
 
 use self::{
     agents::Agents,
     control::Control,
-    core::{Handle, Input, Running},
+    core::{Handle, Running},
     listen::SocketFile,
+    role::{Role, Roles},
 };
 use crate::{
     coordinator::Config,
@@ -37,7 +43,7 @@ use crate::{
             agent_service_server::AgentServiceServer, control_service_server::ControlServiceServer,
         },
     },
-    store::{FileStore, Store, StoreError},
+    store::{Candidate, FileStore, Store, StoreError},
 };
 
 /// How long connections may take to end when the controller does.
@@ -55,6 +61,9 @@ pub enum ControllerError {
     /// The Unix socket cannot be had.
     #[error(transparent)]
     Socket(#[from] ListenError),
+    /// The configuration contradicts itself.
+    #[error("{0}")]
+    Config(String),
     /// The TCP address cannot be had.
     #[error("cannot listen on {address}: {source}; see `listen` in the configuration")]
     Listen {
@@ -71,29 +80,62 @@ pub enum ControllerError {
     Core,
 }
 
+/// How a controller comes to lead.
+#[derive(Debug)]
+enum Leadership {
+    /// It leads, and nobody else can.
+    Sole(Handle, Running),
+    /// It is one of several.
+    Elected(Box<Candidate>, Config),
+}
+
 /// A controller that serves.
 #[must_use]
 #[derive(Debug)]
 pub struct Controller {
-    core: Handle,
-    running: Running,
+    leadership: Leadership,
+    role: watch::Sender<Role>,
     servers: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
     stop: watch::Sender<bool>,
     socket: SocketFile,
     address: Option<SocketAddr>,
 }
 
-/// Opens the store, takes up where it ends, and serves.
+/// Opens the store, takes up where it ends, and serves. With etcd, it stands by until it is elected.
 pub async fn start(config: &ControllerConfig) -> Result<Controller, ControllerError> {
-    let store = FileStore::open(&config.store)?;
-    start_with(config, Box::new(store), Config::default()).await
+    match config.place() {
+        StorePlace::File(path) => {
+            let store = FileStore::open(&path)?;
+            start_with(config, Box::new(store), Config::default()).await
+        }
+        StorePlace::Etcd(etcd) => {
+            let address = config.advertised().map_err(ControllerError::Config)?;
+            let candidate =
+                Candidate::new(&etcd, &config.name(), &address).map_err(StoreError::from)?;
+            let candidate = Box::new(candidate);
+            let leadership = Leadership::Elected(candidate, Config::default());
+            serve(config, || Ok(leadership)).await
+        }
+    }
 }
 
-/// As [`start`], with another store and other times.
+/// As [`start`], with a store that nobody else can use, and other times.
 pub async fn start_with(
     config: &ControllerConfig,
     store: Box<dyn Store>,
     times: Config,
+) -> Result<Controller, ControllerError> {
+    serve(config, || {
+        let (core, running) = core::start(store, times)?;
+        Ok(Leadership::Sole(core, running))
+    })
+    .await
+}
+
+/// Binds sockets first: where that fails, nothing has been begun.
+async fn serve(
+    config: &ControllerConfig,
+    leadership: impl FnOnce() -> Result<Leadership, ControllerError>,
 ) -> Result<Controller, ControllerError> {
     let (unix, socket) = listen::bind(&config.socket)?;
     let tcp = match config.listen {
@@ -114,15 +156,20 @@ pub async fn start_with(
              management network"
         );
     }
-    let (core, running) = core::start(store, times)?;
+    let leadership = leadership()?;
+    let (role, present) = watch::channel(match &leadership {
+        Leadership::Sole(core, _) => Role::Leading(core.clone()),
+        Leadership::Elected(..) => Role::StandingBy(None),
+    });
+    let roles = Roles::new(config.name(), present);
     let (stop, _) = watch::channel(false);
     let mut servers = vec![tokio::spawn(serve_unix(
-        core.clone(),
+        roles.clone(),
         unix,
         stop.subscribe(),
     ))];
     if let Some(tcp) = tcp {
-        servers.push(tokio::spawn(serve_tcp(core.clone(), tcp, stop.subscribe())));
+        servers.push(tokio::spawn(serve_tcp(roles, tcp, stop.subscribe())));
     }
     tracing::info!(
         socket = %config.socket.display(),
@@ -130,8 +177,8 @@ pub async fn start_with(
         "serving"
     );
     Ok(Controller {
-        core,
-        running,
+        leadership,
+        role,
         servers,
         stop,
         socket,
@@ -149,29 +196,23 @@ impl Controller {
     /// next controller on the store.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ControllerError> {
         let Self {
-            core,
-            running: Running {
-                thread,
-                mut outcome,
-            },
+            leadership,
+            role,
             servers,
             stop,
             socket,
             address: _,
         } = self;
-        let early = tokio::select! {
-            () = shutdown => None,
-            outcome = &mut outcome => Some(outcome),
+        let shutdown = async {
+            shutdown.await;
+            // The socket's name goes first: nobody new finds a controller that is ending.
+            drop(socket);
         };
-        // The socket's name goes first: nobody new finds a controller that is ending.
-        drop(socket);
-        let outcome = if let Some(outcome) = early {
-            outcome
-        } else {
-            if core.tell(Input::Shutdown).await.is_err() {
-                tracing::debug!("the core has ended already");
+        let outcome = match leadership {
+            Leadership::Sole(core, running) => lead::alone(core, running, shutdown).await,
+            Leadership::Elected(candidate, times) => {
+                lead::in_turn(*candidate, role, times, shutdown).await
             }
-            outcome.await
         };
         stop.send_replace(true);
         for mut server in servers {
@@ -180,18 +221,16 @@ impl Controller {
                 Ok(Err(_)) | Err(_) => server.abort(),
             }
         }
-        thread.join().map_err(|_| ControllerError::Core)?;
-        outcome.map_err(|_| ControllerError::Core)??;
-        Ok(())
+        outcome
     }
 }
 
-fn services(core: Handle) -> (AgentServiceServer<Agents>, ControlServiceServer<Control>) {
+fn services(roles: Roles) -> (AgentServiceServer<Agents>, ControlServiceServer<Control>) {
     (
-        AgentServiceServer::new(Agents::new(core.clone()))
+        AgentServiceServer::new(Agents::new(roles.clone()))
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT),
-        ControlServiceServer::new(Control::new(core))
+        ControlServiceServer::new(Control::new(roles))
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT),
     )
@@ -212,11 +251,11 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 }
 
 async fn serve_unix(
-    core: Handle,
+    roles: Roles,
     listener: UnixListener,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let (agents, control) = services(core);
+    let (agents, control) = services(roles);
     server()
         .add_service(agents)
         .add_service(control)
@@ -225,11 +264,11 @@ async fn serve_unix(
 }
 
 async fn serve_tcp(
-    core: Handle,
+    roles: Roles,
     listener: TcpListener,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let (agents, control) = services(core);
+    let (agents, control) = services(roles);
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     server()
         .add_service(agents)

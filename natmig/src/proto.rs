@@ -39,11 +39,32 @@ pub const MESSAGE_LIMIT: usize = 1 << 30;
 /// Bytes that a peer may have on the way before they are read.
 pub const WINDOW: u32 = 4 << 20;
 
+/// Metadata of a status by which a controller says that it stands by and has done nothing: the leader's
+/// URL, or nothing if it does not know who leads.
+pub const LEADER_METADATA: &str = "natmig-leader";
+
 /// How often a silent connection is tried.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(700);
 
 /// How long a peer has to answer such a try, before the connection counts as dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1300);
+
+/// A controller stands by and has done nothing of what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandingBy {
+    /// URL of the leader, if it knows one.
+    pub leader: Option<String>,
+}
+
+impl StandingBy {
+    /// What a status says; `None` if it says anything else.
+    pub fn of(status: &tonic::Status) -> Option<Self> {
+        let leader = status.metadata().get(LEADER_METADATA)?.to_str().ok()?;
+        Some(Self {
+            leader: (!leader.is_empty()).then(|| leader.to_owned()),
+        })
+    }
+}
 
 /// A message of a peer makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,6 @@
-//! The session with the controller: dialled again, with growing pauses, whenever it ends. The
-//! router forwards with or without it.
+//! The session with the controller: dialled again, with growing pauses, whenever it ends. Of several
+//! controllers, each is dialled in turn, and one that stands by names the one that leads. The router
+//! forwards with or without a session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,12 +10,16 @@ use tonic::transport::Endpoint;
 
 use super::{AgentError, Identity, worker::Work};
 use crate::proto::{
-    Command, Hello, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, Malformed, WINDOW, v1,
-    v1::agent_service_client::AgentServiceClient,
+    Command, Hello, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, Malformed, StandingBy,
+    WINDOW, v1, v1::agent_service_client::AgentServiceClient,
 };
 
 /// Pause after the first failure; it doubles up to the configured one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest pause while controllers answer, but none leads: an election takes little longer than the
+/// leader's lease.
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a controller may take to accept a connection, and to answer the hello.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,8 +62,11 @@ pub(super) async fn run(identity: Arc<Identity>, work: mpsc::Sender<Work>) -> Ag
     let mut pause = FIRST_PAUSE;
     let mut said = String::new();
     let mut endpoints = identity.endpoints.iter().cycle();
+    // Where a controller that stands by has sent this agent.
+    let mut leader: Option<String> = None;
     loop {
-        let Some(endpoint) = endpoints.next() else {
+        let sent = leader.take();
+        let Some(endpoint) = sent.as_ref().or_else(|| endpoints.next()) else {
             return AgentError::NoEndpoint;
         };
         let mut established = false;
@@ -66,6 +74,11 @@ pub(super) async fn run(identity: Arc<Identity>, work: mpsc::Sender<Work>) -> Ag
         if matches!(error, SessionError::NoWorker) {
             return AgentError::Tables;
         }
+        let standing_by = if let SessionError::Status(status) = &error {
+            StandingBy::of(status)
+        } else {
+            None
+        };
         let error = format!("controller {endpoint}: {error}");
         if established {
             pause = FIRST_PAUSE;
@@ -74,6 +87,14 @@ pub(super) async fn run(identity: Arc<Identity>, work: mpsc::Sender<Work>) -> Ag
         if said != error {
             tracing::warn!("{error}; forwarding goes on, dialling again");
             said = error;
+        }
+        if let Some(standing_by) = standing_by {
+            pause = pause.min(ELECTION_PAUSE);
+            leader = standing_by.leader;
+            // One that was named as leader and is none: the election is not over.
+            if leader.is_some() && sent.is_none() {
+                continue;
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(identity.retry.max(FIRST_PAUSE));

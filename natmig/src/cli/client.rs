@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
@@ -15,19 +15,25 @@ use tonic::{
 use crate::{
     controller::DEFAULT_SOCKET,
     coordinator::{MigrationView, Timestamp},
-    proto::{self, v1, v1::control_service_client::ControlServiceClient},
+    proto::{self, StandingBy, v1, v1::control_service_client::ControlServiceClient},
 };
 
 /// A controller on this machine answers at once; one elsewhere within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long to wait while controllers answer but none leads.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long to wait before they are asked again.
+const ELECTION_PAUSE: Duration = Duration::from_millis(100);
+
 /// Options of every command that asks the controller.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
-    /// Where the controller is
+    /// Where the controller is; of several, the one that leads is found [repeatable, or with commas]
     #[arg(long, value_name = "unix:///PATH|http://HOST:PORT", env = "NATMIG_CONTROLLER", global = true,
-          default_value_t = default_controller())]
-    controller: String,
+          value_delimiter = ',', default_values_t = [default_controller()])]
+    controller: Vec<String>,
 
     /// Print JSON, for programs
     #[arg(long, global = true)]
@@ -61,6 +67,9 @@ pub(super) enum Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let message = status.message().to_owned();
+        if StandingBy::of(&status).is_some() {
+            return Self::Other(anyhow::anyhow!("{message}; nothing was done"));
+        }
         match status.code() {
             Code::FailedPrecondition | Code::ResourceExhausted | Code::AlreadyExists => {
                 Self::Refused(message)
@@ -130,36 +139,106 @@ impl ClientArgs {
         })
     }
 
-    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        let url = &self.controller;
-        let known = ["unix://", "http://"]
-            .iter()
-            .any(|scheme| url.starts_with(scheme));
-        let endpoint = Endpoint::from_shared(url.clone()).ok().filter(|_| known);
-        let channel = endpoint
-            .with_context(|| {
-                format!("{url}: not a controller; write unix:///PATH or http://HOST:PORT")
-            })?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(proto::KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(proto::KEEPALIVE_TIMEOUT)
-            .initial_stream_window_size(proto::WINDOW)
-            .initial_connection_window_size(proto::WINDOW)
-            .connect()
-            .await
-            .map_err(|error| {
-                let error = anyhow::Error::new(error);
-                anyhow::anyhow!(
-                    "no controller answers on {url} ({}); start one with `natmig controller \
-                     --config FILE`, or say where it is with --controller or NATMIG_CONTROLLER",
-                    error.root_cause()
-                )
-            })?;
-        Ok(ControlServiceClient::new(channel)
-            .max_decoding_message_size(proto::MESSAGE_LIMIT)
-            .max_encoding_message_size(proto::MESSAGE_LIMIT))
+    /// The addresses that were given.
+    pub(super) fn controllers(&self) -> &[String] {
+        &self.controller
     }
+
+    /// Connects to the controller that leads. Where an election is going on, waits for its end.
+    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
+        let deadline = Instant::now() + ELECTION_TIMEOUT;
+        loop {
+            let (mut standing_by, mut problem) = (false, None);
+            for url in &self.controller {
+                match connect_to_leader(url).await {
+                    Ok(Some(client)) => return Ok(client),
+                    Ok(None) => standing_by = true,
+                    Err(error) => problem = problem.or(Some(error)),
+                }
+            }
+            if let Some(problem) = problem.filter(|_| !standing_by) {
+                return Err(problem);
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "no controller leads for {} s: see `natmig controller status`, and whether most of \
+                 etcd's members run",
+                ELECTION_TIMEOUT.as_secs()
+            );
+            tokio::time::sleep(ELECTION_PAUSE).await;
+        }
+    }
+}
+
+/// A connection to the controller at `url` if it leads, or to the one that it names as leader; none
+/// if neither leads.
+async fn connect_to_leader(url: &str) -> anyhow::Result<Option<Client>> {
+    let mut client = connect_to(url).await?;
+    let Some(status) = controller_status(&mut client).await? else {
+        return Ok(Some(client));
+    };
+    if status.leads {
+        return Ok(Some(client));
+    }
+    if status.leader_address.is_empty() {
+        return Ok(None);
+    }
+    // The one that is named may have died: whoever stands by does not know yet.
+    let Ok(mut client) = connect_to(&status.leader_address).await else {
+        return Ok(None);
+    };
+    let leads = controller_status(&mut client)
+        .await
+        .is_ok_and(|status| status.is_none_or(|status| status.leads));
+    Ok(leads.then_some(client))
+}
+
+/// What a controller says of itself; `None` if it does not know the question.
+pub(super) async fn controller_status(
+    client: &mut Client,
+) -> anyhow::Result<Option<v1::GetControllerResponse>> {
+    let answer = tokio::time::timeout(
+        CONNECT_TIMEOUT,
+        client.get_controller(v1::GetControllerRequest {}),
+    )
+    .await
+    .context("the controller does not answer")?;
+    match answer {
+        Ok(answer) => Ok(Some(answer.into_inner())),
+        Err(status) if status.code() == Code::Unimplemented => Ok(None),
+        Err(status) => Err(anyhow::Error::from(Failure::from(status))),
+    }
+}
+
+/// A connection to one controller.
+pub(super) async fn connect_to(url: &str) -> anyhow::Result<Client> {
+    let known = ["unix://", "http://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| known);
+    let channel = endpoint
+        .with_context(|| {
+            format!("{url}: not a controller; write unix:///PATH or http://HOST:PORT")
+        })?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(proto::KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(proto::KEEPALIVE_TIMEOUT)
+        .initial_stream_window_size(proto::WINDOW)
+        .initial_connection_window_size(proto::WINDOW)
+        .connect()
+        .await
+        .map_err(|error| {
+            let error = anyhow::Error::new(error);
+            anyhow::anyhow!(
+                "no controller answers on {url} ({}); start one with `natmig controller \
+                 --config FILE`, or say where it is with --controller or NATMIG_CONTROLLER",
+                error.root_cause()
+            )
+        })?;
+    Ok(ControlServiceClient::new(channel)
+        .max_decoding_message_size(proto::MESSAGE_LIMIT)
+        .max_encoding_message_size(proto::MESSAGE_LIMIT))
 }
 
 /// Prints a value as JSON: one object or array, readable.

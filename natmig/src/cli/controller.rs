@@ -1,5 +1,7 @@
 //! `natmig controller`.
 
+mod status;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use super::daemon;
@@ -8,17 +10,37 @@ use crate::controller::{self, ControllerConfig};
 /// Run the controller
 ///
 /// Keeps the inventory, plans migrations and coordinates the routers' agents. Routers forward
-/// without it; what was under way when it ended goes on when it is started again.
+/// without it; what was under way when it ended goes on when it is started again. Several controllers
+/// can share a store on etcd: one leads, the others stand by and take over when it dies.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
     natmig controller --config /etc/natmig/controller.toml --check\n  \
-    natmig controller --config /etc/natmig/controller.toml\n\n\
+    natmig controller --config /etc/natmig/controller.toml\n  \
+    natmig controller status --controller http://198.18.0.1:7400,http://198.18.0.2:7400\n\n\
     The file, with its defaults:\n  \
     listen = \"198.18.0.1:7400\"              # for agents; without it only the socket is served\n  \
     socket = \"/run/natmig/controller.sock\"\n  \
     store = \"/var/lib/natmig/controller.redb\"\n\n\
-    The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
+    Several controllers have, instead of store:\n  \
+    name = \"controller1\"                     # the host's name by default\n  \
+    advertise = \"http://198.18.0.1:7400\"     # where it is reached; that of listen by default\n  \
+    [etcd]\n  \
+    endpoints = [\"https://198.18.0.1:2379\", \"https://198.18.0.2:2379\", \"https://198.18.0.3:2379\"]\n  \
+    prefix = \"/natmig/fabric1\"              # the same for all controllers of a fabric\n  \
+    lease = \"3s\"                            # a leader that died is replaced after so long\n  \
+    ca = \"/etc/natmig/etcd-ca.pem\"          # these three with https://\n  \
+    certificate = \"/etc/natmig/etcd.pem\"\n  \
+    key = \"/etc/natmig/etcd-key.pem\"\n  \
+    user = \"natmig\"                         # these two if etcd asks for a password\n  \
+    password_file = \"/etc/natmig/etcd-password\"\n\n\
+    The log goes to standard error; NATMIG_LOG=debug shows more of it."
+)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// The controller's configuration
     #[arg(
         long,
@@ -32,7 +54,15 @@ pub(crate) struct Args {
     check: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Status(status::Args),
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Status(args)) = &args.command {
+        return status::run(args);
+    }
     let config = ControllerConfig::read(&args.config)?;
     if args.check {
         println!("{}: valid", args.config.display());

@@ -14,7 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::core::{COMMANDS, Connection, Handle, Input};
+use super::{
+    core::{COMMANDS, Connection, Handle, Input},
+    role::Roles,
+};
 use crate::{
     coordinator::ConnectionId,
     names::RouterName,
@@ -30,14 +33,14 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Serves agents.
 #[derive(Clone, Debug)]
 pub(super) struct Agents {
-    core: Handle,
+    roles: Roles,
     connections: Arc<AtomicU64>,
 }
 
 impl Agents {
-    pub(super) fn new(core: Handle) -> Self {
+    pub(super) fn new(roles: Roles) -> Self {
         Self {
-            core,
+            roles,
             connections: Arc::new(AtomicU64::new(1)),
         }
     }
@@ -51,6 +54,7 @@ impl AgentService for Agents {
         &self,
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let core = self.roles.leading()?;
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message())
             .await
@@ -61,34 +65,33 @@ impl AgentService for Agents {
             ));
         };
         let hello: Hello = hello.try_into()?;
-        if hello.term > self.core.term {
+        if hello.term > core.term {
             tracing::error!(
                 router = %hello.router,
                 term = hello.term,
-                own = self.core.term,
+                own = core.term,
                 "refused a router that obeys another controller"
             );
             return Err(Status::failed_precondition(format!(
                 "the router has seen term {}, this controller's is {}: another controller leads; \
                  stop one of them, then start the other again",
-                hello.term, self.core.term
+                hello.term, core.term
             )));
         }
         let router = hello.router.clone();
         let id = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
         let (commands, outgoing) = mpsc::channel(COMMANDS);
         let (alive, ended) = oneshot::channel();
-        self.core
-            .tell(Input::Connected {
-                hello: Box::new(hello),
-                connection: Connection {
-                    id,
-                    commands,
-                    _alive: alive,
-                },
-            })
-            .await?;
-        tokio::spawn(read(self.core.clone(), router, id, messages, ended));
+        core.tell(Input::Connected {
+            hello: Box::new(hello),
+            connection: Connection {
+                id,
+                commands,
+                _alive: alive,
+            },
+        })
+        .await?;
+        tokio::spawn(read(core, router, id, messages, ended));
         // Encoded where it is sent, so that a large table does not hold up the core.
         let outgoing = ReceiverStream::new(outgoing)
             .map(|command| command.map(|command| v1::Command::from(&command)));

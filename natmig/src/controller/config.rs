@@ -8,6 +8,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::store::EtcdConfig;
+
 /// Where the controller listens for commands of this machine, and where they look for it.
 pub const DEFAULT_SOCKET: &str = "/run/natmig/controller.sock";
 
@@ -23,17 +25,41 @@ pub struct ControllerConfig {
     /// Unix socket for commands of this machine.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
-    /// File of the embedded database.
-    #[serde(default = "default_store")]
-    pub store: PathBuf,
+    /// File of the embedded database, for one controller.
+    pub store: Option<PathBuf>,
+    /// Where state is kept instead, for several controllers.
+    pub etcd: Option<EtcdConfig>,
+    /// What this controller is called among several; the host's name by default.
+    pub name: Option<String>,
+    /// URL at which agents and commands reach this controller, which the others tell them while it
+    /// leads; by default that of `listen`.
+    pub advertise: Option<String>,
+}
+
+/// Where a controller keeps its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorePlace {
+    /// In a file.
+    File(PathBuf),
+    /// On etcd.
+    Etcd(EtcdConfig),
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            socket: default_socket(),
+            store: None,
+            etcd: None,
+            name: None,
+            advertise: None,
+        }
+    }
 }
 
 fn default_socket() -> PathBuf {
     DEFAULT_SOCKET.into()
-}
-
-fn default_store() -> PathBuf {
-    DEFAULT_STORE.into()
 }
 
 /// A configuration file cannot be used.
@@ -49,7 +75,9 @@ pub enum ConfigError {
     },
     /// It is not what it should be.
     #[error(
-        "{path}:{line}:{column}: {message}\nkeys are listen (\"ADDRESS:PORT\"), socket and store (paths)"
+        "{path}:{line}:{column}: {message}\nkeys are listen (\"ADDRESS:PORT\"), socket and store (paths), \
+         name, advertise (\"http://HOST:PORT\"), and the table [etcd] with endpoints, prefix, lease, ca, \
+         certificate, key, user and password_file"
     )]
     Parse {
         /// The file.
@@ -58,6 +86,14 @@ pub enum ConfigError {
         line: usize,
         /// Column, from 1.
         column: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// Its parts contradict each other, or something is missing.
+    #[error("{path}: {message}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
         /// What is wrong.
         message: String,
     },
@@ -70,7 +106,7 @@ impl ControllerConfig {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error| {
+        let config: Self = toml::from_str(&text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             let before = text.get(..start).unwrap_or_default();
             let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -80,7 +116,64 @@ impl ControllerConfig {
                 column: before[line_start..].chars().count() + 1,
                 message: error.message().to_owned(),
             }
+        })?;
+        config.check().map_err(|message| ConfigError::Invalid {
+            path: path.to_owned(),
+            message,
+        })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Some(etcd) = &self.etcd else {
+            return Ok(());
+        };
+        if self.store.is_some() {
+            return Err(
+                "store names a file and [etcd] is given too; keep one of them (`natmig store export` \
+                 and `import` move what is stored)"
+                    .to_owned(),
+            );
+        }
+        etcd.check().map_err(|error| error.to_string())?;
+        self.advertised().map(|_| ())
+    }
+
+    /// Where the state is.
+    pub fn place(&self) -> StorePlace {
+        match (&self.etcd, &self.store) {
+            (Some(etcd), _) => StorePlace::Etcd(etcd.clone()),
+            (None, Some(path)) => StorePlace::File(path.clone()),
+            (None, None) => StorePlace::File(DEFAULT_STORE.into()),
+        }
+    }
+
+    /// What this controller is called.
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| {
+            fs::read_to_string("/proc/sys/kernel/hostname")
+                .map_or_else(|_| "controller".to_owned(), |name| name.trim().to_owned())
         })
+    }
+
+    /// URL at which this controller is reached while it leads.
+    pub fn advertised(&self) -> Result<String, String> {
+        match (&self.advertise, self.listen) {
+            (Some(url), _) if url.starts_with("http://") || url.starts_with("https://") => {
+                Ok(url.clone())
+            }
+            (Some(url), _) => Err(format!(
+                "advertise = \"{url}\" is no URL; write \"http://HOST:PORT\""
+            )),
+            (None, Some(listen)) if !listen.ip().is_unspecified() && listen.port() != 0 => {
+                Ok(format!("http://{listen}"))
+            }
+            (None, _) => Err(
+                "with [etcd], the other controllers tell agents where this one is: set advertise = \
+                 \"http://HOST:PORT\", or listen to an address of this host"
+                    .to_owned(),
+            ),
+        }
     }
 }
 
@@ -100,7 +193,46 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.listen, None);
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
-        assert_eq!(config.store, Path::new(DEFAULT_STORE));
+        assert_eq!(config.place(), StorePlace::File(DEFAULT_STORE.into()));
+        assert_eq!(config, ControllerConfig::default());
+    }
+
+    #[test]
+    fn etcd_needs_an_address_and_excludes_a_file() {
+        const ETCD: &str =
+            "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\nprefix = \"/natmig/f1\"\n";
+        let config = parse(&format!(
+            "listen = \"127.0.0.1:7400\"\n{ETCD}lease = \"5s\""
+        ))
+        .unwrap();
+        assert_eq!(config.advertised().unwrap(), "http://127.0.0.1:7400");
+        let StorePlace::Etcd(etcd) = config.place() else {
+            panic!("{config:?}");
+        };
+        assert_eq!(etcd.lease, std::time::Duration::from_secs(5));
+        for (text, problem) in [
+            (ETCD.to_owned(), "advertise"),
+            (format!("listen = \"0.0.0.0:7400\"\n{ETCD}"), "advertise"),
+            (format!("advertise = \"here\"\n{ETCD}"), "no URL"),
+            (format!("store = \"/s\"\n{ETCD}"), "keep one of them"),
+            (format!("{ETCD}lease = \"1s\""), "whole seconds from 2"),
+            (format!("{ETCD}lease = \"300ms\""), "whole seconds"),
+            (format!("{ETCD}user = \"me\""), "password_file"),
+            (format!("{ETCD}key = \"/k\""), "go together"),
+            (format!("{ETCD}ca = \"/ca.pem\""), "not encrypted"),
+            (ETCD.replace("http:", "https:"), "name the authority"),
+            (ETCD.replace("http://", ""), "no endpoint"),
+            (ETCD.replace("/natmig/f1", "natmig"), "no prefix"),
+            (
+                ETCD.replace("[\"http://127.0.0.1:2379\"]", "[]"),
+                "no endpoint",
+            ),
+            (ETCD.replace("prefix", "prefax"), "prefax"),
+        ] {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(problem), "{text}: {error}");
+            assert!(error.contains("controller.toml"), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,10 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::core::Handle;
+use super::{
+    core::Handle,
+    role::{Role, Roles},
+};
 use crate::{
     coordinator::{self, Answer, MigrationView, Refusal},
     names::{RouterName, VmName},
@@ -22,17 +25,22 @@ const WATCHED: usize = 16;
 /// Serves operators.
 #[derive(Clone, Debug)]
 pub(super) struct Control {
-    core: Handle,
+    roles: Roles,
 }
 
 impl Control {
-    pub(super) fn new(core: Handle) -> Self {
-        Self { core }
+    pub(super) fn new(roles: Roles) -> Self {
+        Self { roles }
+    }
+
+    /// The core, while this controller leads.
+    fn core(&self) -> Result<Handle, Status> {
+        self.roles.leading()
     }
 
     async fn migration(&self, id: TransactionId) -> Result<v1::Migration, Status> {
         let view = self
-            .core
+            .core()?
             .query(move |coordinator| coordinator.migration(id))
             .await?
             .ok_or(Refusal::UnknownMigration(id))?;
@@ -42,6 +50,26 @@ impl Control {
 
 #[tonic::async_trait]
 impl ControlService for Control {
+    async fn get_controller(
+        &self,
+        _request: Request<v1::GetControllerRequest>,
+    ) -> Result<Response<v1::GetControllerResponse>, Status> {
+        let (leads, term, leader) = match self.roles.present() {
+            Role::Leading(core) => (true, core.term, None),
+            Role::StandingBy(Some(leader)) => (false, leader.term, Some(leader)),
+            Role::StandingBy(None) => (false, 0, None),
+        };
+        let leader = leader.unwrap_or_default();
+        Ok(Response::new(v1::GetControllerResponse {
+            name: self.roles.name().to_owned(),
+            leads,
+            term,
+            leader: leader.name,
+            leader_address: leader.address,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
     async fn apply_topology(
         &self,
         request: Request<v1::ApplyTopologyRequest>,
@@ -49,7 +77,7 @@ impl ControlService for Control {
         let request = request.into_inner();
         let topology = Topology::parse(&request.file, &request.text)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.core
+        self.core()?
             .request(coordinator::Request::ApplyTopology(topology))
             .await?;
         Ok(Response::new(v1::ApplyTopologyResponse {}))
@@ -60,7 +88,7 @@ impl ControlService for Control {
         _request: Request<v1::GetTopologyRequest>,
     ) -> Result<Response<v1::GetTopologyResponse>, Status> {
         let topology = self
-            .core
+            .core()?
             .query(|coordinator| coordinator.topology().cloned())
             .await?;
         Ok(Response::new(v1::GetTopologyResponse {
@@ -78,7 +106,9 @@ impl ControlService for Control {
             .into_iter()
             .map(TryInto::try_into)
             .collect::<Result<_, _>>()?;
-        self.core.request(coordinator::Request::AddVms(vms)).await?;
+        self.core()?
+            .request(coordinator::Request::AddVms(vms))
+            .await?;
         Ok(Response::new(v1::AddVmsResponse {}))
     }
 
@@ -88,7 +118,7 @@ impl ControlService for Control {
     ) -> Result<Response<v1::ListVmsResponse>, Status> {
         let names = request.into_inner().names;
         let vms = self
-            .core
+            .core()?
             .query(move |coordinator| {
                 if names.is_empty() {
                     return Ok(coordinator.vms());
@@ -113,7 +143,7 @@ impl ControlService for Control {
     ) -> Result<Response<v1::RemoveVmsResponse>, Status> {
         let names = request.into_inner().names;
         let names = names.iter().map(VmName::new).collect();
-        self.core
+        self.core()?
             .request(coordinator::Request::RemoveVms(names))
             .await?;
         Ok(Response::new(v1::RemoveVmsResponse {}))
@@ -125,7 +155,7 @@ impl ControlService for Control {
     ) -> Result<Response<v1::StartMigrationResponse>, Status> {
         let request = request.into_inner().try_into()?;
         match self
-            .core
+            .core()?
             .request(coordinator::Request::Migrate(request))
             .await?
         {
@@ -141,7 +171,7 @@ impl ControlService for Control {
         _request: Request<v1::ListMigrationsRequest>,
     ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
         let views = self
-            .core
+            .core()?
             .query(coordinator::Coordinator::migrations)
             .await?;
         Ok(Response::new(v1::ListMigrationsResponse {
@@ -164,7 +194,7 @@ impl ControlService for Control {
         request: Request<v1::ActivateMigrationRequest>,
     ) -> Result<Response<v1::ActivateMigrationResponse>, Status> {
         let id = TransactionId(request.into_inner().id);
-        self.core
+        self.core()?
             .request(coordinator::Request::Activate(id))
             .await?;
         Ok(Response::new(v1::ActivateMigrationResponse {
@@ -177,7 +207,9 @@ impl ControlService for Control {
         request: Request<v1::AbortMigrationRequest>,
     ) -> Result<Response<v1::AbortMigrationResponse>, Status> {
         let id = TransactionId(request.into_inner().id);
-        self.core.request(coordinator::Request::Abort(id)).await?;
+        self.core()?
+            .request(coordinator::Request::Abort(id))
+            .await?;
         Ok(Response::new(v1::AbortMigrationResponse {
             migration: Some(self.migration(id).await?),
         }))
@@ -198,7 +230,7 @@ impl ControlService for Control {
             self.migration(id).await?;
         }
         let (states, outgoing) = mpsc::channel(WATCHED);
-        tokio::spawn(watch(self.core.clone(), id, states));
+        tokio::spawn(watch(self.core()?, id, states));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -206,7 +238,10 @@ impl ControlService for Control {
         &self,
         _request: Request<v1::ListRoutersRequest>,
     ) -> Result<Response<v1::ListRoutersResponse>, Status> {
-        let routers = self.core.query(coordinator::Coordinator::routers).await?;
+        let routers = self
+            .core()?
+            .query(coordinator::Coordinator::routers)
+            .await?;
         Ok(Response::new(v1::ListRoutersResponse {
             routers: routers.iter().map(Into::into).collect(),
         }))
@@ -217,7 +252,7 @@ impl ControlService for Control {
         request: Request<v1::DrainRouterRequest>,
     ) -> Result<Response<v1::DrainRouterResponse>, Status> {
         let router = RouterName::new(request.into_inner().name);
-        self.core
+        self.core()?
             .request(coordinator::Request::DrainRouter(router))
             .await?;
         Ok(Response::new(v1::DrainRouterResponse {}))
@@ -228,7 +263,7 @@ impl ControlService for Control {
         request: Request<v1::UndrainRouterRequest>,
     ) -> Result<Response<v1::UndrainRouterResponse>, Status> {
         let router = RouterName::new(request.into_inner().name);
-        self.core
+        self.core()?
             .request(coordinator::Request::UndrainRouter(router))
             .await?;
         Ok(Response::new(v1::UndrainRouterResponse {}))
@@ -239,7 +274,7 @@ impl ControlService for Control {
         request: Request<v1::RemoveRouterRequest>,
     ) -> Result<Response<v1::RemoveRouterResponse>, Status> {
         let router = RouterName::new(request.into_inner().name);
-        self.core
+        self.core()?
             .request(coordinator::Request::RemoveRouter(router))
             .await?;
         Ok(Response::new(v1::RemoveRouterResponse {}))

@@ -1,8 +1,14 @@
 //! The thread that owns the transaction machine and the store: everything that happens comes to it
 //! through one bounded queue, and it does what the machine says, in order.
 //!
-//! Invariant: an action is carried out only when every store before it is durable. When the store
-//! fails the controller ends, because the machine is ahead of what is stored.
+//! Invariants:
+//! - an action is carried out only when every store before it is durable. When the store fails the
+//!   core ends, because the machine is ahead of what is stored;
+//! - nothing is sent while the leadership is not sure to last;
+//! - the machine hears of a router only when that router keeps this leadership's term, and after the
+//!   store was asked, later than the router connected, whether this leadership lasts. So whatever the
+//!   machine decides, no controller before it can reach its participants, and a router gets its whole
+//!   table from no one but the leader.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,7 +27,7 @@ use tonic::Status;
 use crate::{
     coordinator::{
         Action, Answer, CommandRef, Config, ConnectionId, Coordinator, Event, MigrationView,
-        Refusal, Request, Timestamp,
+        Refusal, Report, Request, Timestamp,
     },
     names::RouterName,
     proto::{Command, Hello, Order, Outcome, Reply},
@@ -87,7 +93,7 @@ pub(super) struct Handle {
 
 /// The core has ended.
 fn ended() -> Status {
-    Status::unavailable("the controller is shutting down")
+    Status::unavailable("the controller is ending, or does not lead any longer")
 }
 
 impl Handle {
@@ -173,6 +179,7 @@ pub(super) fn start(
                 updates,
                 wake: None,
                 lost: VecDeque::new(),
+                confirmed: clock.start,
             };
             let outcome = runtime.block_on(core.run(actions, queue));
             drop(core);
@@ -228,6 +235,10 @@ struct Session {
     next_sequence: u64,
     /// Commands without reply, in order; `None` is the welcome.
     outstanding: VecDeque<(u64, Option<CommandRef>)>,
+    /// When it began.
+    begun: Instant,
+    /// What the router reported, until the machine hears of it.
+    report: Option<Report>,
 }
 
 struct Core {
@@ -240,6 +251,8 @@ struct Core {
     wake: Option<Instant>,
     /// Connections that the core gave up, of which the machine has yet to hear.
     lost: VecDeque<(RouterName, ConnectionId)>,
+    /// When the store was last asked whether this leadership lasts, and said so.
+    confirmed: Instant,
 }
 
 impl Core {
@@ -319,6 +332,8 @@ impl Core {
             connection,
             next_sequence: 0,
             outstanding: VecDeque::new(),
+            begun: Instant::now(),
+            report: Some(hello.report()),
         };
         if let Some(older) = self.sessions.insert(router.clone(), session) {
             tracing::warn!(
@@ -327,12 +342,32 @@ impl Core {
                  this router's name"
             );
             close(&older, "a newer session of this router has begun");
+            self.happened(Event::RouterDisconnected {
+                router: router.clone(),
+                connection: older.connection.id,
+            })?;
         }
-        self.send(&router, id, Order::Welcome, None);
+        self.send(&router, id, Order::Welcome, None)?;
+        self.tell_lost()
+    }
+
+    /// A router keeps this leadership's term: no controller before can reach it any longer.
+    fn welcomed(&mut self, router: RouterName, connection: ConnectionId) -> Result<(), StoreError> {
+        let Some(session) = self.sessions.get_mut(&router) else {
+            return Ok(());
+        };
+        let Some(report) = session.report.take() else {
+            return Ok(());
+        };
+        if self.confirmed <= session.begun {
+            let asked = Instant::now();
+            self.store.confirm()?;
+            self.confirmed = asked;
+        }
         self.happened(Event::RouterConnected {
             router,
-            connection: id,
-            report: hello.report(),
+            connection,
+            report,
         })
     }
 
@@ -359,7 +394,7 @@ impl Core {
                 return self.give_up(&router, connection, "another controller leads");
             }
             (Some((sequence, _)), _) if sequence != reply.sequence => None,
-            (Some((_, None)), Outcome::Done) => return Ok(()),
+            (Some((_, None)), Outcome::Done) => return self.welcomed(router, connection),
             (Some((_, Some(command))), outcome) => outcome.reply_to(command),
             (Some((_, None)) | None, _) => None,
         };
@@ -433,7 +468,7 @@ impl Core {
                         connection,
                         Order::Command(command),
                         Some(reference),
-                    );
+                    )?;
                 }
                 Action::Disconnect {
                     router,
@@ -457,13 +492,16 @@ impl Core {
         connection: ConnectionId,
         order: Order,
         reference: Option<CommandRef>,
-    ) {
+    ) -> Result<(), StoreError> {
+        if !self.store.may_act() {
+            return Err(StoreError::NotLeading);
+        }
         let Some(session) = self
             .sessions
             .get_mut(router)
             .filter(|session| session.connection.id == connection)
         else {
-            return;
+            return Ok(());
         };
         let sequence = session.next_sequence;
         let command = Command {
@@ -482,6 +520,7 @@ impl Core {
             // The reading task reports the end of the session.
             Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
+        Ok(())
     }
 }
 

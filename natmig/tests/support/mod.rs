@@ -8,6 +8,9 @@
     reason = "shared by several test programs, each of which uses a part"
 )]
 
+pub mod controllers;
+pub mod etcd;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -103,6 +106,10 @@ pub struct Memory {
     pub reports: u32,
     /// While set, every command blocks.
     pub stuck: bool,
+    /// While set, commands of this kind block.
+    pub stuck_at: Option<&'static str>,
+    /// The command that blocks.
+    pub waiting: Option<String>,
     /// Refuses to prepare.
     pub refuses: bool,
 }
@@ -115,10 +122,12 @@ impl MemoryTables {
     fn enter(&self, what: &str) -> std::sync::MutexGuard<'_, Memory> {
         loop {
             let mut memory = self.0.lock().unwrap();
-            if !memory.stuck {
+            if !memory.stuck && memory.stuck_at != Some(what) {
+                memory.waiting = None;
                 memory.log.push(what.to_owned());
                 return memory;
             }
+            memory.waiting = Some(what.to_owned());
             drop(memory);
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -348,9 +357,9 @@ impl Fabric {
 
     pub fn config(&self) -> ControllerConfig {
         ControllerConfig {
-            listen: None,
             socket: self.path("controller.sock"),
-            store: self.path("controller.redb"),
+            store: Some(self.path("controller.redb")),
+            ..ControllerConfig::default()
         }
     }
 
@@ -359,7 +368,7 @@ impl Fabric {
     }
 
     pub fn store(&self) -> FileStore {
-        FileStore::open(&self.config().store).unwrap()
+        FileStore::open(&self.path("controller.redb")).unwrap()
     }
 
     pub async fn controller(&self) -> RunningController {
@@ -386,11 +395,16 @@ impl Fabric {
     }
 
     pub fn start_agent_at(&mut self, router: &str, endpoint: &str) {
+        self.start_agent_of(router, vec![endpoint.to_owned()]);
+    }
+
+    /// An agent that dials several controllers.
+    pub fn start_agent_of(&mut self, router: &str, endpoints: Vec<String>) {
         let tables = MemoryTables(self.memory(router));
         let identity = Identity {
             router: RouterName::new(router),
             interfaces: Vec::new(),
-            endpoints: vec![endpoint.to_owned()],
+            endpoints,
             retry: Duration::from_millis(50),
             term_file: self.path(&format!("{router}.term")),
         };
@@ -519,7 +533,7 @@ pub async fn set_up(client: &mut Client) {
 
 /// Waits, by asking again, until a condition holds.
 pub async fn until<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut condition: F) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match condition().await {
             Ok(value) => return value,
