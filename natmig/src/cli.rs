@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod router;
 mod stats;
+mod store;
 mod top;
 mod topology;
 mod trace;
@@ -48,6 +49,7 @@ enum Subcommand {
     Router(router::Args),
     QmpWatch(hypervisor::qmp_watch::Args),
     LibvirtHook(hypervisor::libvirt_hook::Args),
+    Store(store::Args),
 }
 
 /// Runs the command and reports its error.
@@ -69,6 +71,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Router(args) => router::run(args),
         Subcommand::QmpWatch(args) => hypervisor::qmp_watch::run(&args),
         Subcommand::LibvirtHook(args) => hypervisor::libvirt_hook::run(&args),
+        Subcommand::Store(args) => store::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("natmig: {error:#}");
