@@ -35,6 +35,8 @@ pub struct Identity {
     pub retry: Duration,
     /// File that keeps the highest term.
     pub term_file: PathBuf,
+    /// Called when a router that waited for its table is attached: it may attract traffic.
+    pub ready: fn(),
 }
 
 /// The agent cannot go on.
@@ -58,7 +60,7 @@ pub enum AgentError {
 
 impl Identity {
     /// From the router's configuration.
-    pub fn new(config: &RouterConfig, term_file: PathBuf) -> Result<Self, AgentError> {
+    pub fn new(config: &RouterConfig, term_file: PathBuf, ready: fn()) -> Result<Self, AgentError> {
         let controller = config.controller.as_ref().ok_or(AgentError::NoEndpoint)?;
         Ok(Self {
             router: config.router.clone(),
@@ -74,6 +76,7 @@ impl Identity {
             endpoints: controller.endpoints.clone(),
             retry: controller.retry,
             term_file,
+            ready,
         })
     }
 }
@@ -86,7 +89,7 @@ pub async fn run<T: Tables>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<T, AgentError> {
     let term = TermFile::open(&identity.term_file)?;
-    let (work, worker) = worker::start(tables, term)?;
+    let (work, worker) = worker::start(tables, term, identity.ready)?;
     let links = Links::subscribe()?;
     let refresh = refresh(links, work.clone());
     let session = session::run(Arc::new(identity), work);

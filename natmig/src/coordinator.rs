@@ -17,6 +17,7 @@ mod record;
 mod request;
 mod settle;
 mod state;
+mod table;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -35,6 +36,7 @@ pub use self::{
     },
     record::{Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Unreachable},
     request::{Answer, MigrateRequest, Refusal, RefusalKind, Request},
+    table::RouterTable,
     view::{
         MigrationView, MoveView, PhaseTime, PlaceView, Progress, RouterProgressView, RouterView,
         VmView,

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod coordinator;
+pub mod digest;
 pub mod doctor;
 pub mod hypervisor;
 pub mod metrics;

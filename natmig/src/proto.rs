@@ -4,10 +4,12 @@
 mod agent;
 mod control;
 mod rule;
+mod table;
 
 use std::{net::IpAddr, time::Duration};
 
 pub use agent::{Command, Hello, Order, Outcome, Reply, RouterInterface};
+pub use table::{add_table_piece, table_pieces};
 
 use ipnet::IpNet;
 
@@ -30,7 +32,7 @@ pub mod v1 {
 const TEXT_LIMIT: usize = 4096;
 
 /// Version of the agent protocol; both ends must speak the same one.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Largest message in either direction: a full table of two million addresses of each family takes
 /// less than half of it.

@@ -64,6 +64,7 @@ use self::{
 };
 use crate::{
     config::RouterConfig,
+    digest::{Parts, TableDigest},
     rule::{Changes, Rule, TransactionId},
 };
 
@@ -74,6 +75,9 @@ pub struct StartOptions {
     pub generic: bool,
     /// The eBPF object to load instead of the one in the binary.
     pub object: Option<Vec<u8>>,
+    /// A router on which natmig does not run yet is attached by [`Router::attach`] only: when its
+    /// table is whole.
+    pub wait_for_table: bool,
 }
 
 /// A router that runs, and what was found and done on the way.
@@ -90,6 +94,8 @@ pub struct Started {
 pub struct StartReport {
     /// Whether pinned maps were adopted, so that bindings survived.
     pub adopted: bool,
+    /// Whether the program runs on no interface until [`Router::attach`] is called.
+    pub waits: bool,
     /// The interfaces.
     pub interfaces: Vec<AttachedInterface>,
     /// Bound addresses found in adopted maps.
@@ -173,6 +179,8 @@ pub struct Router {
     unsettled: bool,
     /// Interfaces that appear are attached in generic mode.
     generic: bool,
+    /// The program runs on no interface until the table is whole.
+    waits: bool,
     /// Keeps routes and next hops, once it has been started.
     next_hops: Option<NextHops>,
     figures: Arc<Figures>,
@@ -245,6 +253,7 @@ impl Router {
             following: Vec::new(),
             unsettled: false,
             generic: options.generic,
+            waits: options.wait_for_table && !loader::has_links(instance)?,
             next_hops: None,
             figures: Arc::default(),
             lock,
@@ -280,18 +289,18 @@ impl Router {
                 ));
             }
         }
-        for attached in router.interfaces.values() {
-            if !attached.runs_program() {
-                continue;
+        report.waits = router.waits;
+        if options.generic {
+            report.warnings.push(
+                "XDP runs in generic mode where it is not attached yet: every packet is copied first, this is slow and not for production"
+                    .to_owned(),
+            );
+        }
+        if !router.waits {
+            for attached in router.interfaces.values().filter(|it| it.runs_program()) {
+                let interface = attach(instance, program.as_fd(), attached, options.generic)?;
+                report.interfaces.push(interface);
             }
-            let interface = attach(instance, program.as_fd(), attached, options.generic)?;
-            if interface.mode == "generic" {
-                report.warnings.push(format!(
-                    "interface {} runs XDP in generic mode: every packet is copied first, this is slow and not for production",
-                    interface.name
-                ));
-            }
-            report.interfaces.push(interface);
         }
         loader::pin_program(instance, &program)?;
         router.detach_others()?;
@@ -342,6 +351,7 @@ impl Router {
             following: Vec::new(),
             unsettled: false,
             generic: false,
+            waits: false,
             next_hops: None,
             figures: Arc::default(),
             lock,
@@ -518,24 +528,33 @@ impl Router {
     /// Makes `rules` the whole table, as one transaction. Entries that an unfinished transaction
     /// holds are left alone.
     pub fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<ApplyReport, RouterError> {
+        self.replace_parts(&Parts::All, rules)
+    }
+
+    /// Makes `rules` all that the table has in these parts, as [`Router::replace`] does.
+    pub fn replace_parts(
+        &mut self,
+        parts: &Parts,
+        rules: &BTreeMap<IpAddr, Rule>,
+    ) -> Result<ApplyReport, RouterError> {
         let mut table = Writes::default();
         for (address, rule) in rules {
             self.add_write(&mut table, *address, rule, false)?;
         }
-        self.apply(table, false, &mut |_, _, _| {})
+        self.apply(table, parts, &mut |_, _, _| {})
     }
 
-    /// Makes a table count as one transaction; with `merge`, addresses that it does not name stay
-    /// as they are.
+    /// Makes a table count as one transaction: of the parts `whole` it names all that is to be
+    /// there, other addresses that it does not name stay as they are.
     fn apply(
         &mut self,
         table: Writes,
-        merge: bool,
+        whole: &Parts,
         progress: Progress<'_>,
     ) -> Result<ApplyReport, RouterError> {
         self.settle_first();
         let mut report = ApplyReport::default();
-        let writes = self.tables.difference(table, merge, &mut report);
+        let writes = self.tables.difference(table, whole, &mut report);
         if writes.is_empty() {
             return Ok(report);
         }
@@ -578,9 +597,9 @@ impl Router {
             .collect()
     }
 
-    /// [`crate::rule::digest`] of [`Router::table`].
-    pub fn digest(&self) -> u64 {
-        crate::rule::digest(self.table().iter().map(|(address, rule)| (*address, rule)))
+    /// Digest of [`Router::table`].
+    pub fn digest(&self) -> TableDigest {
+        TableDigest::of(self.table().iter().map(|(address, rule)| (*address, rule)))
     }
 
     /// The fabric's locator pools as the tables hold them, as few prefixes as say the same.
@@ -645,7 +664,11 @@ impl Router {
         let port = self.kernel.port;
         self.interfaces =
             interfaces::fill(&mut self.kernel.socket, &self.tables.maps, &found, port)?;
-        let attached = self.attach_missing();
+        let attached = if self.waits {
+            Ok(())
+        } else {
+            self.attach_missing()
+        };
         self.detach_others()?;
         let taken_over = &self.gateways() - &had;
         if !taken_over.is_empty() {
@@ -665,6 +688,15 @@ impl Router {
         attached
     }
 
+    /// Runs the program on the interfaces of a router that waited for its table; whether it did.
+    pub fn attach(&mut self) -> Result<bool, RouterError> {
+        if !std::mem::take(&mut self.waits) {
+            return Ok(false);
+        }
+        self.attach_missing().inspect_err(|_| self.waits = true)?;
+        Ok(true)
+    }
+
     /// Runs the program on interfaces on which it does not run; the first error, after the others.
     fn attach_missing(&self) -> Result<(), RouterError> {
         let mut result = Ok(());
@@ -675,10 +707,10 @@ impl Router {
             let program = loader::open_program(&self.instance, names::PROGRAM)?;
             match attach(&self.instance, program.as_fd(), attached, self.generic) {
                 Ok(interface) => {
-                    tracing::info!(?interface, "attached to an interface that appeared");
+                    tracing::info!(?interface, "attached");
                 }
                 Err(error) if result.is_ok() => result = Err(error),
-                Err(error) => tracing::warn!(%error, "an interface that appeared is not attached"),
+                Err(error) => tracing::warn!(%error, "an interface is not attached"),
             }
         }
         result

@@ -6,7 +6,6 @@
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::names::SegmentName;
 
@@ -165,104 +164,12 @@ pub struct Changes {
     pub pending: Vec<Change>,
 }
 
-/// Digest of a table, equal on controller and router when their tables agree.
-///
-/// `rules` come in ascending order of address, IPv4 first. [`Rule::Absent`] is left out, and so is
-/// what no table holds (the gateway that is announced to a visitor).
-pub fn digest<'a>(rules: impl IntoIterator<Item = (IpAddr, &'a Rule)>) -> u64 {
-    let mut hash = Sha256::new();
-    for (address, rule) in rules {
-        if matches!(rule, Rule::Absent) {
-            continue;
-        }
-        update_address(&mut hash, Some(address));
-        match rule {
-            Rule::Absent => {}
-            Rule::Away { locator, home } => {
-                hash.update([1]);
-                update_address(&mut hash, Some(*locator));
-                hash.update([u8::from(home.is_some())]);
-                if let Some(at) = home {
-                    update_attachment(&mut hash, at);
-                }
-            }
-            Rule::Local {
-                locator,
-                at,
-                gateway: _,
-            } => {
-                hash.update([2]);
-                update_address(&mut hash, *locator);
-                update_attachment(&mut hash, at);
-            }
-            Rule::Deliver { identity, at } => {
-                hash.update([3]);
-                update_address(&mut hash, Some(*identity));
-                update_attachment(&mut hash, at);
-            }
-            Rule::Forward { identity, to } => {
-                hash.update([4]);
-                update_address(&mut hash, Some(*identity));
-                update_address(&mut hash, Some(*to));
-            }
-            Rule::Known { identity } => {
-                hash.update([5]);
-                update_address(&mut hash, Some(*identity));
-            }
-        }
-    }
-    let bytes = hash.finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&bytes[..8]);
-    u64::from_be_bytes(first)
-}
-
-/// Adds an address, its family first: 4, 6, or 0 if there is none.
-fn update_address(hash: &mut Sha256, address: Option<IpAddr>) {
-    match address {
-        None => hash.update([0]),
-        Some(IpAddr::V4(address)) => {
-            hash.update([4]);
-            hash.update(address.octets());
-        }
-        Some(IpAddr::V6(address)) => {
-            hash.update([6]);
-            hash.update(address.octets());
-        }
-    }
-}
-
-/// Adds an attachment; no name of a segment has a zero byte.
-fn update_attachment(hash: &mut Sha256, at: &Attachment) {
-    hash.update(at.mac.0);
-    hash.update(at.segment.as_str().as_bytes());
-    hash.update([0]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn digests_tell_families_apart() {
-        let known = |identity: &str| Rule::Known {
-            identity: address(identity),
-        };
-        // The same bytes, cut differently.
-        let one = [
-            (address("0.0.0.1"), known("10.0.0.1")),
-            (address("0.0.0.2"), known("10.0.0.2")),
-        ];
-        let other = [(address("::1"), known("::a00:1"))];
-        let digest =
-            |rules: &[(IpAddr, Rule)]| digest(rules.iter().map(|(address, rule)| (*address, rule)));
-        assert_ne!(digest(&one), digest(&other));
-        assert_ne!(digest(&one), digest(&one[..1]));
-        assert_eq!(digest(&one), digest(&one.clone()));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::{
 
 use natmig::{
     coordinator::{self, Held, HeldState, Timestamp},
+    digest::{PARTS, Parts, TableDigest, part},
     names::{RouterName, SegmentName},
-    proto::{Command, Hello, Order, Outcome, Reply, RouterInterface, v1},
+    proto::{Command, Hello, Order, Outcome, PROTOCOL, Reply, RouterInterface, v1},
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
 use natmig_common::Role;
@@ -100,7 +101,21 @@ fn command() -> impl Strategy<Value = Command> {
         id().prop_map(|id| Machine::Fold { id }),
         (id(), prop::collection::vec(address(), 0..4))
             .prop_map(|(id, addresses)| Machine::Retire { id, addresses }),
-        (any::<u64>(), changes()).prop_map(|(version, rules)| Machine::Replace { version, rules }),
+        Just(Machine::Attach),
+        (any::<u64>(), changes(), any::<bool>()).prop_map(|(version, mut rules, whole)| {
+            let parts = if whole {
+                Parts::All
+            } else {
+                // Some parts, of which the table need not have any address.
+                Parts::Some((0..=PARTS / 2).collect())
+            };
+            rules.retain(|change| parts.contains(change.address));
+            Machine::Replace {
+                version,
+                parts,
+                rules,
+            }
+        }),
     ];
     let order = prop_oneof![Just(Order::Welcome), machine.prop_map(Order::Command)];
     (any::<u64>(), any::<u64>(), order).prop_map(|(term, sequence, order)| Command {
@@ -147,14 +162,14 @@ fn hello() -> impl Strategy<Value = Hello> {
     ];
     (
         any::<u64>(),
-        any::<u64>(),
+        prop::collection::vec(any::<u64>(), usize::from(PARTS)),
         prop::collection::vec(held, 0..4),
         prop::collection::vec(interface, 0..4),
     )
-        .prop_map(|(term, digest, held, interfaces)| Hello {
+        .prop_map(|(term, digests, held, interfaces)| Hello {
             router: RouterName::new("edge1"),
             term,
-            digest,
+            digest: TableDigest::from_parts(digests).unwrap(),
             held,
             interfaces,
             version: "1".to_owned(),
@@ -280,7 +295,7 @@ fn garbage_is_refused_by_name() {
     );
     for router in ["", "two words", &"x".repeat(256), "a\0b"] {
         let hello = v1::Hello {
-            protocol: 2,
+            protocol: PROTOCOL,
             router: router.to_owned(),
             ..v1::Hello::default()
         };
@@ -295,12 +310,39 @@ fn garbage_is_refused_by_name() {
                 change(&[10, 0, 0, 2], known(&[10, 0, 0, 9])),
             ],
             version: 1,
+            parts: Vec::new(),
         })),
     };
     assert_eq!(
         Command::try_from(unsorted).unwrap_err().field,
         "replace.rules"
     );
+    let elsewhere = IpAddr::from([10, 0, 0, 2]);
+    for (parts, field) in [
+        (vec![u32::from(PARTS)], "replace.parts"),
+        (
+            vec![u32::from((part(elsewhere) + 1) % PARTS)],
+            "replace.rules",
+        ),
+    ] {
+        let of_other_parts = v1::Command {
+            term: 1,
+            sequence: 1,
+            command: Some(v1::command::Command::Replace(v1::Replace {
+                rules: vec![change(&[10, 0, 0, 2], known(&[10, 0, 0, 9]))],
+                version: 1,
+                parts,
+            })),
+        };
+        assert_eq!(Command::try_from(of_other_parts).unwrap_err().field, field);
+    }
+    let digests = v1::Hello {
+        protocol: PROTOCOL,
+        router: "edge1".to_owned(),
+        digests: vec![0; 3],
+        ..v1::Hello::default()
+    };
+    assert_eq!(Hello::try_from(digests).unwrap_err().field, "hello.digests");
 }
 
 /// A reply fits its command or none.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
+    digest::{Parts, TableDigest},
     router::{Announcement, CommitReport, Held, Router, RouterError, next_hops::PrefixRoute},
     rule::{Changes, Rule, TransactionId},
 };
@@ -27,9 +28,13 @@ pub trait Tables: Send + 'static {
     fn abort(&mut self, id: TransactionId) -> Result<(), RouterError>;
     fn fold(&mut self, id: TransactionId) -> Result<(), RouterError>;
     fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError>;
-    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError>;
+    fn replace(&mut self, parts: &Parts, rules: &BTreeMap<IpAddr, Rule>)
+    -> Result<(), RouterError>;
+    fn attach(&mut self) -> Result<bool, RouterError> {
+        Ok(false)
+    }
     fn held(&self) -> Vec<Held>;
-    fn digest(&self) -> u64;
+    fn digest(&self) -> TableDigest;
     fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError>;
     fn term(&self) -> u64;
     fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
@@ -67,17 +72,25 @@ impl Tables for Router {
         self.retire(addresses)
     }
 
-    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError> {
-        let report = self.replace(rules)?;
+    fn replace(
+        &mut self,
+        parts: &Parts,
+        rules: &BTreeMap<IpAddr, Rule>,
+    ) -> Result<(), RouterError> {
+        let report = self.replace_parts(parts, rules)?;
         tracing::info!(?report, "table replaced");
         Ok(())
+    }
+
+    fn attach(&mut self) -> Result<bool, RouterError> {
+        self.attach()
     }
 
     fn held(&self) -> Vec<Held> {
         self.held()
     }
 
-    fn digest(&self) -> u64 {
+    fn digest(&self) -> TableDigest {
         self.digest()
     }
 

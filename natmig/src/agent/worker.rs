@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{announcer::Announcer, tables::Tables, term::TermFile};
 use crate::{
     coordinator::{Command as Machine, Held, HeldState, Timestamp},
+    digest::TableDigest,
     proto::{Command, Order, Outcome, Reply, v1},
     router::{RouterError, next_hops::PrefixRoute},
 };
@@ -47,7 +48,7 @@ pub(super) enum Work {
 #[derive(Debug)]
 pub(super) struct TableReport {
     pub(super) term: u64,
-    pub(super) digest: u64,
+    pub(super) digest: TableDigest,
     pub(super) held: Vec<Held>,
 }
 
@@ -58,6 +59,7 @@ pub(super) type Worker<T> = JoinHandle<T>;
 pub(super) fn start<T: Tables>(
     tables: T,
     term: TermFile,
+    ready: fn(),
 ) -> io::Result<(mpsc::Sender<Work>, Worker<T>)> {
     let (work, mut queue) = mpsc::channel(QUEUE);
     let announcer = Announcer::start::<T>()?;
@@ -65,6 +67,7 @@ pub(super) fn start<T: Tables>(
         tables,
         term,
         announcer,
+        ready,
     };
     let queue_for_routes = work.downgrade();
     let set_routes = move |routes| set_routes(&queue_for_routes, routes);
@@ -95,6 +98,7 @@ struct State<T> {
     tables: T,
     term: TermFile,
     announcer: Announcer,
+    ready: fn(),
 }
 
 impl<T: Tables> State<T> {
@@ -175,13 +179,23 @@ impl<T: Tables> State<T> {
         };
         let done = match command {
             Machine::SetPools { pools } => self.tables.set_pools(&pools),
-            Machine::Replace { version, rules } => {
-                tracing::info!(version, addresses = rules.len(), "taking over a table");
+            Machine::Attach => self.tables.attach().map(|attached| {
+                if attached {
+                    tracing::info!("the table is whole: data plane attached");
+                    (self.ready)();
+                }
+            }),
+            Machine::Replace {
+                version,
+                parts,
+                rules,
+            } => {
+                tracing::info!(version, %parts, addresses = rules.len(), "taking over a table");
                 let rules = rules
                     .into_iter()
                     .map(|change| (change.address, change.rule))
                     .collect();
-                self.tables.replace(&rules)
+                self.tables.replace(&parts, &rules)
             }
             Machine::Prepare { id, changes } => self.tables.prepare(id, &changes),
             Machine::Commit { id } => {

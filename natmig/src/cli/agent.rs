@@ -14,9 +14,11 @@ use crate::{
 
 /// Run the agent of this router
 ///
-/// Loads and attaches the data plane if it is not there yet, dials the controller, and does to the
-/// router's tables what the controller says. The data plane goes on when the agent ends, however
-/// it ends; `natmig unload` takes it down.
+/// Loads the data plane if it is not there yet, dials the controller, and does to the router's tables
+/// what the controller says. On a router that has just booted it attaches the data plane once the
+/// table is whole, and only then tells the service manager that it is ready: order whatever attracts
+/// traffic (a routing daemon) after it. The data plane goes on when the agent ends, however it ends;
+/// `natmig unload` takes it down.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     natmig agent --config /etc/natmig/router.toml --check\n  \
@@ -51,8 +53,8 @@ pub(crate) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = RouterConfig::read(&args.config)?;
     let term_file = args.state.join(format!("{}.term", config.instance));
-    let identity =
-        Identity::new(&config, term_file).with_context(|| args.config.display().to_string())?;
+    let identity = Identity::new(&config, term_file, daemon::ready)
+        .with_context(|| args.config.display().to_string())?;
     if args.check {
         println!("{}: valid", args.config.display());
         return Ok(ExitCode::SUCCESS);
@@ -67,6 +69,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         &StartOptions {
             generic: args.generic,
             object,
+            wait_for_table: true,
         },
     )?;
     for warning in &started.report.warnings {
@@ -76,7 +79,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         router = %config.router,
         adopted = started.report.adopted,
         addresses = started.report.addresses,
-        "data plane attached"
+        "{}",
+        if started.report.waits {
+            "data plane loaded; it is attached when the controller has filled its table"
+        } else {
+            "data plane attached"
+        }
     );
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -90,7 +98,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             tracing::info!(%address, "metrics at /metrics");
             tokio::spawn(endpoint.serve(Arc::new(metrics)));
         }
-        daemon::ready();
+        if !started.report.waits {
+            daemon::ready();
+        }
         agent::run(started.router, identity, shutdown.requested()).await?;
         tracing::info!("ended; the data plane stays attached");
         Ok(ExitCode::SUCCESS)

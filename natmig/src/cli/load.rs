@@ -77,7 +77,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(path) => Some(std::fs::read(&path).with_context(|| path.display().to_string())?),
         None => None,
     };
-    let options = StartOptions { generic, object };
+    let options = StartOptions {
+        generic,
+        object,
+        wait_for_table: false,
+    };
     let Started { report, .. } = Router::start(&config, &options)?;
     for warning in &report.warnings {
         eprintln!("natmig: warning: {warning}");

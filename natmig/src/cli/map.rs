@@ -1,5 +1,7 @@
 //! `natmig map`.
 
+mod verify;
+
 use std::{
     fs,
     io::{BufWriter, Write as _},
@@ -12,7 +14,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::output;
+use super::{client::ClientArgs, output};
 use crate::{
     config::{DEFAULT_INSTANCE, check_instance},
     router::{
@@ -28,7 +30,8 @@ use crate::{
     natmig map list                     # identity, locator, where the VM is, traffic\n  \
     natmig map get 10.1.1.10            # one address, both versions\n  \
     natmig map apply bindings.txt       # the whole file as one transaction\n  \
-    natmig map dump --json | jq .       # for programs\n\n\
+    natmig map dump --json | jq .       # for programs\n  \
+    natmig map verify                   # compare with what the controller believes\n\n\
 bindings.txt:\n  \
     10.1.1.10 10.1.3.130 away home rack1 02:00:00:00:00:10   # at home here, now elsewhere\n  \
     10.1.2.11 10.1.3.131 away                                # some other router's VM\n  \
@@ -37,9 +40,9 @@ pub(crate) struct Args {
     /// The instance.
     #[arg(long, global = true, default_value = DEFAULT_INSTANCE)]
     instance: String,
-    /// Print JSON.
-    #[arg(long, global = true)]
-    json: bool,
+    /// The controller is asked by `verify` only.
+    #[command(flatten)]
+    client: ClientArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -66,15 +69,23 @@ enum Command {
         #[arg(long)]
         merge: bool,
     },
+    /// Compare the tables with what the controller believes, and with themselves.
+    ///
+    /// Prints every difference, the router's side and the controller's. What a migration under way
+    /// explains is none; a difference is told only if it is still there after a second look.
+    /// Exit status: 0 if there is none, 10 if there is one, 1 if the comparison could not be made.
+    Verify(verify::Args),
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     check_instance(&args.instance).map_err(anyhow::Error::msg)?;
+    let json = args.client.json;
     match args.command {
-        Command::List => list(&args.instance, args.json),
-        Command::Dump => dump(&args.instance, args.json),
-        Command::Get { address } => get(&args.instance, address, args.json),
-        Command::Apply { file, merge } => apply(&args.instance, &file, merge, args.json),
+        Command::List => list(&args.instance, json),
+        Command::Dump => dump(&args.instance, json),
+        Command::Get { address } => get(&args.instance, address, json),
+        Command::Apply { file, merge } => apply(&args.instance, &file, merge, json),
+        Command::Verify(verify) => verify::run(&args.instance, &verify, &args.client),
     }
 }
 

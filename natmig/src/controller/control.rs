@@ -14,7 +14,10 @@ use super::{
 use crate::{
     coordinator::{self, Answer, MigrationView, Refusal},
     names::{RouterName, VmName},
-    proto::v1::{self, control_service_server::ControlService},
+    proto::{
+        self,
+        v1::{self, control_service_server::ControlService},
+    },
     rule::TransactionId,
     topology::Topology,
 };
@@ -278,6 +281,24 @@ impl ControlService for Control {
             .request(coordinator::Request::RemoveRouter(router))
             .await?;
         Ok(Response::new(v1::RemoveRouterResponse {}))
+    }
+
+    type GetRouterTableStream =
+        Pin<Box<dyn Stream<Item = Result<v1::GetRouterTableResponse, Status>> + Send>>;
+
+    async fn get_router_table(
+        &self,
+        request: Request<v1::GetRouterTableRequest>,
+    ) -> Result<Response<Self::GetRouterTableStream>, Status> {
+        let request = request.into_inner();
+        let router = RouterName::new(request.name);
+        let held = request.held.into_iter().map(TransactionId).collect();
+        let table = self
+            .core
+            .query(move |coordinator| coordinator.router_table(&router, &held))
+            .await??;
+        let pieces = proto::table_pieces(table).map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MigrationView, StoreOp};
 use crate::{
+    digest::{Parts, TableDigest},
     names::{RouterName, SegmentName},
     rule::{Change, Changes, TransactionId},
 };
@@ -74,8 +75,8 @@ pub enum Event {
 pub struct Report {
     /// Transactions that are not folded.
     pub held: Vec<Held>,
-    /// Digest ([`crate::rule::digest`]) of the table as it was before the transactions held.
-    pub digest: u64,
+    /// Digest of the table as it was before the transactions held.
+    pub digest: TableDigest,
     /// The segments for which the router has an access interface.
     pub segments: BTreeSet<SegmentName>,
 }
@@ -109,6 +110,9 @@ pub enum Command {
         /// All of them.
         pools: Vec<IpNet>,
     },
+    /// The table is as it should be: a router that has just booted may take part in forwarding. Needs
+    /// no answer.
+    Attach,
     /// Write a transaction's pending versions.
     Prepare {
         /// The transaction.
@@ -138,11 +142,14 @@ pub enum Command {
         /// The entries' addresses.
         addresses: Vec<IpAddr>,
     },
-    /// Make this the whole table, but leave alone what transactions hold that are held.
+    /// Make this all that the table has in some parts of it, but leave alone what transactions hold
+    /// that are held.
     Replace {
         /// Number of the table, for the answer.
         version: u64,
-        /// The table, in ascending order of address.
+        /// The parts.
+        parts: Parts,
+        /// Their rules, in ascending order of address.
         rules: Vec<Change>,
     },
 }
@@ -152,6 +159,7 @@ impl Command {
     pub fn reference(&self) -> CommandRef {
         match self {
             Self::SetPools { .. } => CommandRef::SetPools,
+            Self::Attach => CommandRef::Attach,
             Self::Prepare { id, .. } => CommandRef::Prepare(*id),
             Self::Commit { id } => CommandRef::Commit(*id),
             Self::Abort { id } => CommandRef::Abort(*id),
@@ -167,6 +175,8 @@ impl Command {
 pub enum CommandRef {
     /// [`Command::SetPools`].
     SetPools,
+    /// [`Command::Attach`].
+    Attach,
     /// [`Command::Prepare`].
     Prepare(TransactionId),
     /// [`Command::Commit`].
@@ -205,6 +215,8 @@ pub enum Reply {
     Replaced(u64),
     /// [`Command::SetPools`] is done; ignored.
     PoolsSet,
+    /// [`Command::Attach`] is done; ignored.
+    Attached,
     /// A command failed and changed nothing.
     Failed {
         /// The command.

@@ -11,18 +11,19 @@ use super::{
     state::{Actions, Connection, Migration, Sync},
 };
 use crate::{
+    digest::{Parts, TableDigest},
     names::RouterName,
     planner,
-    rule::{Change, Rule, TransactionId, digest},
+    rule::{Change, Rule, TransactionId},
 };
 
 /// What a router should have when it connects.
 #[derive(Default)]
-struct Expected {
+pub(super) struct Expected {
     /// The table as it was before the transactions that it holds.
-    table: BTreeMap<IpAddr, Rule>,
+    pub(super) table: BTreeMap<IpAddr, Rule>,
     /// The same, with the locators that decided transactions introduce: sources carry them.
-    with_early: BTreeMap<IpAddr, Rule>,
+    pub(super) with_early: BTreeMap<IpAddr, Rule>,
     /// Decided transactions that it does not hold, and whose outcome is in its table.
     joined: BTreeSet<TransactionId>,
 }
@@ -175,7 +176,7 @@ impl Coordinator {
         }
     }
 
-    /// Goes on once nothing that is over is held: compares tables, and sends the whole one if they
+    /// Goes on once nothing that is over is held: compares tables, and sends those parts in which they
     /// differ.
     fn continue_settling(&mut self, name: &RouterName, out: &mut Actions) {
         let Some(connection) = self.connection(name) else {
@@ -187,28 +188,41 @@ impl Coordinator {
         if !left.is_empty() {
             return;
         }
-        let expected = self.expected(name, connection);
+        let expected = self.expected(name, &|id| connection.held.contains_key(&id));
+        if *replace {
+            self.replace_table(name, Parts::All, expected, out);
+            return;
+        }
         let digest_of = |rules: &BTreeMap<IpAddr, Rule>| {
-            digest(rules.iter().map(|(address, rule)| (*address, rule)))
+            TableDigest::of(rules.iter().map(|(address, rule)| (*address, rule)))
         };
-        let same = digest_of(&expected.table) == connection.digest
+        let with_early = digest_of(&expected.with_early);
+        let same = with_early == connection.digest
             || (expected.table.len() != expected.with_early.len()
-                && digest_of(&expected.with_early) == connection.digest);
-        if same && !*replace {
+                && digest_of(&expected.table) == connection.digest);
+        if same {
             self.set_joined(name, expected.joined);
-            self.set_settled(name);
+            self.set_settled(name, out);
         } else {
-            self.replace_table(name, expected, out);
+            let differing = Parts::Some(with_early.differing(&connection.digest));
+            self.replace_table(name, differing, expected, out);
         }
     }
 
-    /// Sends a router its whole table.
-    fn replace_table(&mut self, name: &RouterName, expected: Expected, out: &mut Actions) {
+    /// Sends a router these parts of its table.
+    fn replace_table(
+        &mut self,
+        name: &RouterName,
+        parts: Parts,
+        expected: Expected,
+        out: &mut Actions,
+    ) {
         let version = self.next_version;
         self.next_version += 1;
         let rules = expected
             .with_early
             .into_iter()
+            .filter(|(address, _)| parts.contains(*address))
             .map(|(address, rule)| Change { address, rule })
             .collect();
         self.set_joined(name, expected.joined);
@@ -223,7 +237,11 @@ impl Coordinator {
         out.push(Action::Send {
             router: name.clone(),
             connection: connection.id,
-            command: Command::Replace { version, rules },
+            command: Command::Replace {
+                version,
+                parts,
+                rules,
+            },
         });
     }
 
@@ -263,13 +281,13 @@ impl Coordinator {
             let id = connection.id;
             let resolving = matches!(connection.sync, Sync::Resolving { .. });
             let problem = self.missing_interfaces(&name, connection);
-            let expected = self.expected(&name, connection);
+            let expected = self.expected(&name, &|id| connection.held.contains_key(&id));
             if let Some(router) = self.routers.get_mut(&name) {
                 router.problem = problem;
             }
             self.send_pools(&name, id, out);
             if !resolving {
-                self.replace_table(&name, expected, out);
+                self.replace_table(&name, Parts::All, expected, out);
             }
         }
     }
@@ -279,7 +297,11 @@ impl Coordinator {
     ///
     /// A router that holds nothing of a transaction that is decided gets its outcome, if the order of
     /// commits allows that; otherwise the state before, and commits in its turn.
-    fn expected(&self, name: &RouterName, connection: &Connection) -> Expected {
+    pub(super) fn expected(
+        &self,
+        name: &RouterName,
+        holds: &dyn Fn(TransactionId) -> bool,
+    ) -> Expected {
         let mut expected = Expected::default();
         let Some(topology) = &self.topology else {
             return expected;
@@ -292,7 +314,7 @@ impl Coordinator {
             };
             let moves = &migration.record.moves;
             let decided = matches!(migration.phase(), Phase::Committing | Phase::Committed);
-            let held = connection.held.contains_key(id);
+            let held = holds(*id);
             if decided && !held && self.may_join(migration, name) {
                 expected.joined.insert(*id);
                 let after = moves.iter().map(|step| &step.after);
@@ -360,7 +382,7 @@ impl Coordinator {
     }
 
     /// The router has the table that it should have.
-    fn set_settled(&mut self, name: &RouterName) {
+    fn set_settled(&mut self, name: &RouterName, out: &mut Actions) {
         let Some(router) = self.routers.get_mut(name) else {
             return;
         };
@@ -368,6 +390,11 @@ impl Coordinator {
             return;
         };
         connection.sync = Sync::Settled;
+        out.push(Action::Send {
+            router: name.clone(),
+            connection: connection.id,
+            command: Command::Attach,
+        });
         for id in &self.active {
             let Some(migration) = self.migrations.get_mut(id) else {
                 continue;
@@ -467,6 +494,7 @@ impl Coordinator {
             Reply::Retired(id) => (CommandRef::Retire(*id), None),
             Reply::Replaced(version) => (CommandRef::Replace(*version), None),
             Reply::PoolsSet => (CommandRef::SetPools, None),
+            Reply::Attached => (CommandRef::Attach, None),
             Reply::Failed { command, failure } => (*command, Some(failure.clone())),
         };
         let Some(connection) = self
@@ -494,7 +522,7 @@ impl Coordinator {
                     router.problem = Some(problem);
                 }
             } else if matches!(command, CommandRef::Replace(_)) {
-                self.set_settled(name);
+                self.set_settled(name, out);
             } else {
                 self.continue_settling(name, out);
             }
@@ -508,11 +536,16 @@ impl Coordinator {
             | CommandRef::Retire(id) => {
                 self.migration_reply(now, name, id, command, reply, failure, out);
             }
-            CommandRef::SetPools => {
+            CommandRef::SetPools | CommandRef::Attach => {
                 if let Some(Failure::Other(reason)) = failure
                     && let Some(router) = self.routers.get_mut(name)
                 {
-                    router.problem = Some(format!("cannot set the locator pools: {reason}"));
+                    let what = if command == CommandRef::Attach {
+                        "attach its interfaces"
+                    } else {
+                        "set the locator pools"
+                    };
+                    router.problem = Some(format!("cannot {what}: {reason}"));
                 }
             }
             CommandRef::Replace(_) => {}
@@ -585,7 +618,7 @@ impl Coordinator {
                 grace_ns: known.grace_ns(),
             },
             Reply::Aborted(_) => Progress::Aborted,
-            Reply::Replaced(_) | Reply::PoolsSet | Reply::Failed { .. } => known,
+            Reply::Replaced(_) | Reply::PoolsSet | Reply::Attached | Reply::Failed { .. } => known,
         };
         migration.set_progress(name, progress);
     }

@@ -7,6 +7,7 @@ use super::{
     Timestamp,
 };
 use crate::{
+    digest::TableDigest,
     names::{RouterName, SegmentName},
     planner::Stages,
     rule::TransactionId,
@@ -31,7 +32,7 @@ pub(super) struct Connection {
     /// Transactions that it reported and that go on.
     pub(super) held: BTreeMap<TransactionId, HeldState>,
     /// Digest of the table that it reported.
-    pub(super) digest: u64,
+    pub(super) digest: TableDigest,
     /// Segments for which it has an interface.
     pub(super) segments: BTreeSet<SegmentName>,
     /// Decided transactions whose outcome it takes with a whole table.

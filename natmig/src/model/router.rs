@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     coordinator::{Command, Failure, Held, HeldState, Reply, Report, Timestamp},
+    digest::TableDigest,
     names::SegmentName,
-    rule::{Changes, Rule, TransactionId, digest},
+    rule::{Changes, Rule, TransactionId},
 };
 
 #[derive(Clone, Debug)]
@@ -103,7 +104,7 @@ impl ModelRouter {
                     state: *state,
                 })
                 .collect(),
-            digest: digest(self.table().iter().map(|(address, rule)| (*address, rule))),
+            digest: TableDigest::of(self.table().iter().map(|(address, rule)| (*address, rule))),
             segments: self.segments.clone(),
         }
     }
@@ -121,6 +122,10 @@ impl ModelRouter {
     pub(crate) fn execute(&mut self, now: Timestamp, command: Command) -> Reply {
         match command {
             Command::SetPools { .. } => Reply::PoolsSet,
+            Command::Attach => {
+                self.booting = false;
+                Reply::Attached
+            }
             Command::Prepare { id, changes } => self.prepare(id, changes),
             Command::Commit { id } => self.commit(now, id),
             Command::Abort { id } => {
@@ -175,9 +180,14 @@ impl ModelRouter {
                 }
                 Reply::Retired(id)
             }
-            Command::Replace { version, rules } => {
-                self.entries
-                    .retain(|_, entry| entry.pending.is_some() || entry.early.is_some());
+            Command::Replace {
+                version,
+                parts,
+                rules,
+            } => {
+                self.entries.retain(|address, entry| {
+                    !parts.contains(*address) || entry.pending.is_some() || entry.early.is_some()
+                });
                 for change in rules {
                     self.entries.entry(change.address).or_insert(Entry {
                         current: change.rule,
@@ -185,7 +195,6 @@ impl ModelRouter {
                         early: None,
                     });
                 }
-                self.booting = false;
                 Reply::Replaced(version)
             }
         }

@@ -12,6 +12,7 @@ use super::{Binding, Move, Plan, PlanError, Stages, VmState, destinations, rules
 use crate::{
     addresses::Addresses,
     coordinator::{Command, Timestamp},
+    digest::Parts,
     model::{Place, Routers, Start, Walk, fabric, starts, topology, vm},
     names::{RouterName, SegmentName},
     rule::{Change, Rule, TransactionId},
@@ -19,6 +20,15 @@ use crate::{
 };
 
 const ID: TransactionId = TransactionId(1);
+
+/// Makes these the whole table.
+fn replace(version: u64, rules: Vec<Change>) -> Command {
+    Command::Replace {
+        version,
+        parts: Parts::All,
+        rules,
+    }
+}
 
 /// Routers that hold a transaction, from tables of the state before it.
 fn prepared(topology: &Topology, moves: &[Move], plan: impl Fn(&RouterName) -> Prepare) -> Routers {
@@ -29,7 +39,7 @@ fn prepared(topology: &Topology, moves: &[Move], plan: impl Fn(&RouterName) -> P
             .into_iter()
             .map(|(address, rule)| Change { address, rule })
             .collect();
-        router.execute(Timestamp(0), Command::Replace { version: 1, rules });
+        router.execute(Timestamp(0), replace(1, rules));
         let changes = plan(name);
         router.execute(Timestamp(0), Command::Prepare { id: ID, changes });
     }
@@ -169,7 +179,7 @@ fn the_walk_finds_routers_other_than_home_edges_that_anchor() {
         .collect();
     let edge3 = routers.get_mut(&"edge3".into()).unwrap();
     edge3.execute(Timestamp(0), Command::Abort { id: ID });
-    edge3.execute(Timestamp(0), Command::Replace { version: 2, rules });
+    edge3.execute(Timestamp(0), replace(2, rules));
     let order = names(&["edge1a", "edge1b", "edge2"]);
     assert!(!commit(&topology, &mut routers, &moves, &order).is_empty());
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     coordinator::{self, CommandRef, Failure, Held, HeldState, Report, Timestamp},
+    digest::{PARTS, Parts, TableDigest},
     names::{RouterName, SegmentName},
     rule::{Change, TransactionId},
 };
@@ -19,8 +20,8 @@ pub struct Hello {
     pub router: RouterName,
     /// Highest term that the router has seen.
     pub term: u64,
-    /// [`crate::rule::digest`] of its settled table.
-    pub digest: u64,
+    /// Digest of its settled table.
+    pub digest: TableDigest,
     /// Transactions in doubt, or committed and not folded.
     pub held: Vec<Held>,
     /// Interfaces that natmig runs on.
@@ -98,7 +99,7 @@ impl From<&Hello> for v1::Hello {
             protocol: PROTOCOL,
             router: hello.router.to_string(),
             term: hello.term,
-            digest: hello.digest,
+            digests: hello.digest.parts().to_vec(),
             held: hello.held.iter().map(Into::into).collect(),
             interfaces: hello.interfaces.iter().map(Into::into).collect(),
             version: hello.version.clone(),
@@ -123,11 +124,46 @@ impl TryFrom<v1::Hello> for Hello {
         Ok(Self {
             router: name("hello.router", &hello.router)?,
             term: hello.term,
-            digest: hello.digest,
+            digest: digest(hello.digests)?,
             held: convert(hello.held)?,
             interfaces: convert(hello.interfaces)?,
             version: hello.version.chars().take(64).collect(),
         })
+    }
+}
+
+/// Digests of a table's parts; none stand for an empty table.
+fn digest(parts: Vec<u64>) -> Result<TableDigest, Malformed> {
+    if parts.is_empty() {
+        return Ok(TableDigest::default());
+    }
+    let found = parts.len();
+    TableDigest::from_parts(parts).ok_or_else(|| {
+        Malformed::new(
+            "hello.digests",
+            format!("a table has {PARTS} parts, not {found}"),
+        )
+    })
+}
+
+/// Parts of a table; none stand for all.
+fn parts(numbers: &[u32]) -> Result<Parts, Malformed> {
+    if numbers.is_empty() {
+        return Ok(Parts::All);
+    }
+    let numbers = numbers
+        .iter()
+        .map(|number| u16::try_from(*number).ok().filter(|part| *part < PARTS))
+        .collect::<Option<_>>()
+        .ok_or_else(|| Malformed::new("replace.parts", "there is no such part"))?;
+    Ok(Parts::Some(numbers))
+}
+
+/// Parts on the wire. A command about no part at all is never sent: it would mean all.
+fn parts_numbers(parts: &Parts) -> Vec<u32> {
+    match parts {
+        Parts::All => Vec::new(),
+        Parts::Some(parts) => parts.iter().map(|part| u32::from(*part)).collect(),
     }
 }
 
@@ -219,12 +255,18 @@ impl From<&Command> for v1::Command {
         use v1::command::Command as Wire;
         let wire = match &command.order {
             Order::Welcome => Wire::Welcome(v1::Welcome {}),
+            Order::Command(Machine::Attach) => Wire::Attach(v1::Attach {}),
             Order::Command(Machine::SetPools { pools }) => Wire::SetPools(v1::SetPools {
                 pools: pools.iter().map(Into::into).collect(),
             }),
-            Order::Command(Machine::Replace { version, rules }) => Wire::Replace(v1::Replace {
+            Order::Command(Machine::Replace {
+                version,
+                parts,
+                rules,
+            }) => Wire::Replace(v1::Replace {
                 rules: rules.iter().map(Into::into).collect(),
                 version: *version,
+                parts: parts_numbers(parts),
             }),
             Order::Command(Machine::Prepare { id, changes }) => Wire::Prepare(v1::Prepare {
                 transaction: id.0,
@@ -262,6 +304,7 @@ impl TryFrom<v1::Command> for Command {
                     order: Order::Welcome,
                 });
             }
+            Wire::Attach(_) => Machine::Attach,
             Wire::SetPools(set_pools) => Machine::SetPools {
                 pools: set_pools
                     .pools
@@ -277,8 +320,16 @@ impl TryFrom<v1::Command> for Command {
                         "are not in ascending order of address",
                     ));
                 }
+                let parts = parts(&replace.parts)?;
+                if !rules.iter().all(|change| parts.contains(change.address)) {
+                    return Err(Malformed::new(
+                        "replace.rules",
+                        "are of other parts than those to be replaced",
+                    ));
+                }
                 Machine::Replace {
                     version: replace.version,
+                    parts,
                     rules,
                 }
             }
@@ -317,7 +368,7 @@ impl Hello {
     pub fn report(&self) -> Report {
         Report {
             held: self.held.clone(),
-            digest: self.digest,
+            digest: self.digest.clone(),
             segments: self
                 .interfaces
                 .iter()
@@ -334,6 +385,7 @@ impl Outcome {
         use coordinator::Reply as Machine;
         Some(match (self, command) {
             (Self::Done, CommandRef::SetPools) => Machine::PoolsSet,
+            (Self::Done, CommandRef::Attach) => Machine::Attached,
             (Self::Done, CommandRef::Prepare(id)) => Machine::Prepared(id),
             (Self::Done, CommandRef::Abort(id)) => Machine::Aborted(id),
             (Self::Done, CommandRef::Fold(id)) => Machine::Folded(id),

@@ -61,7 +61,7 @@ same!(Phase, Phase, "phase", {
     Aborted,
 });
 
-fn phase(number: i32) -> Result<Phase, Malformed> {
+pub(super) fn phase(number: i32) -> Result<Phase, Malformed> {
     enumeration::<v1::Phase>("phase", number)?.try_into()
 }
 

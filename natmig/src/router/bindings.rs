@@ -24,7 +24,7 @@ use super::{
     tables::{Write, Writes},
     version::Segments,
 };
-use crate::{names::SegmentName, rule::MacAddress};
+use crate::{digest::Parts, names::SegmentName, rule::MacAddress};
 
 const FORMS: &str = "write `IDENTITY LOCATOR away`, `IDENTITY LOCATOR away home SEGMENT MAC` or `IDENTITY LOCATOR here SEGMENT MAC`";
 
@@ -90,7 +90,7 @@ impl Router {
         merge: bool,
         progress: Progress<'_>,
     ) -> Result<AppliedBindings, BindingsError> {
-        let whole = |problem: String| {
+        let unreadable = |problem: String| {
             BindingsError::File(FileError {
                 file: file.to_owned(),
                 line: 0,
@@ -98,7 +98,8 @@ impl Router {
                 remedy: "check the path and its permissions".to_owned(),
             })
         };
-        let bytes = fs::read(file).map_err(|error| whole(format!("cannot be read: {error}")))?;
+        let bytes =
+            fs::read(file).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
         let pools = self.pools();
         let parser = Parser {
             file,
@@ -109,7 +110,8 @@ impl Router {
         let table = parser.read(&bytes, progress)?;
         drop(bytes);
         let parsed = begun.elapsed();
-        let report = self.apply(table.writes, merge, progress)?;
+        let whole = if merge { Parts::NONE } else { Parts::All };
+        let report = self.apply(table.writes, &whole, progress)?;
         Ok(AppliedBindings {
             bindings: table.bindings,
             report,

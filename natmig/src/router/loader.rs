@@ -241,6 +241,18 @@ pub(super) fn open_program(instance: &Instance, name: &str) -> Result<OwnedFd, R
     )))
 }
 
+/// Whether a program of the instance's was attached to any interface since the machine booted.
+pub(super) fn has_links(instance: &Instance) -> Result<bool, RouterError> {
+    let directory = instance.links();
+    let doing = || RouterError::system(format!("read {}", directory.display()));
+    let mut files = fs::read_dir(&directory).map_err(doing())?;
+    files
+        .next()
+        .transpose()
+        .map_err(doing())
+        .map(|file| file.is_some())
+}
+
 /// Whether a program of the instance's runs on an interface.
 pub(super) fn is_attached(instance: &Instance, link: &Link) -> Result<bool, RouterError> {
     let pinned = open_link(instance, link.ifindex)?;

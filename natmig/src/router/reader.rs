@@ -1,5 +1,7 @@
 //! Read-only view of an instance's pinned maps; needs no daemon and no lock.
 
+mod rules;
+
 use std::{collections::HashMap, net::IpAddr, rc::Rc, sync::atomic::Ordering};
 
 use ipnet::IpNet;
@@ -9,6 +11,7 @@ use natmig_common::{
 };
 use serde::Serialize;
 
+pub use self::rules::{Fault, Snapshot};
 use super::{
     GuardCounter, RouterError,
     address_map::AddressMap,
@@ -292,12 +295,7 @@ impl Reader {
         address: IpAddr,
         number: F::Number,
     ) -> Result<Option<EntryView>, RouterError> {
-        let index = match F::Prefixes::lead(&self.maps, number) {
-            (_, Some(block)) => block.checked_add(u32::from(F::last(number))),
-            (true, None) => self.indexed::<F>(number)?,
-            (false, None) => None,
-        };
-        let Some(index) = index else {
+        let Some(index) = self.lead::<F>(number)? else {
             return Ok(None);
         };
         let key = total_key::<F>(index);
@@ -309,6 +307,15 @@ impl Reader {
         let totals = total.map(|total| (id(key), total)).into_iter().collect();
         let entry = self.view::<F>(index, &totals);
         Ok(entry.filter(|entry| entry.address == address))
+    }
+
+    /// The entry to which packets of an address are led, whosever it is.
+    fn lead<F: Net>(&self, number: F::Number) -> Result<Option<u32>, RouterError> {
+        Ok(match F::Prefixes::lead(&self.maps, number) {
+            (_, Some(block)) => block.checked_add(u32::from(F::last(number))),
+            (true, None) => self.indexed::<F>(number)?,
+            (false, None) => None,
+        })
     }
 
     fn indexed<F: Net>(&self, address: F::Number) -> Result<Option<u32>, RouterError> {

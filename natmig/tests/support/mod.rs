@@ -24,10 +24,11 @@ use natmig::{
     agent::{self, Identity, Tables},
     controller::{self, ControllerConfig, ControllerError},
     coordinator::{Config, MigrationView, Phase, StoreOp, Stored},
+    digest::{Parts, TableDigest},
     names::RouterName,
     proto::v1::{self, control_service_client::ControlServiceClient},
     router::{Announcement, CommitReport, Held, RouterError},
-    rule::{Changes, Rule, TransactionId, digest},
+    rule::{Changes, Rule, TransactionId},
     store::{FileStore, Store, StoreError},
 };
 use natmig_common::SlotState;
@@ -212,9 +213,14 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn replace(&mut self, rules: &BTreeMap<IpAddr, Rule>) -> Result<(), RouterError> {
+    fn replace(
+        &mut self,
+        parts: &Parts,
+        rules: &BTreeMap<IpAddr, Rule>,
+    ) -> Result<(), RouterError> {
         let mut memory = self.enter("replace");
-        memory.table = rules.clone();
+        memory.table.retain(|address, _| !parts.contains(*address));
+        memory.table.extend(rules.clone());
         Ok(())
     }
 
@@ -235,10 +241,10 @@ impl Tables for MemoryTables {
             .collect()
     }
 
-    fn digest(&self) -> u64 {
+    fn digest(&self) -> TableDigest {
         let mut memory = self.0.lock().unwrap();
         memory.reports += 1;
-        digest(memory.table.iter().map(|(address, rule)| (*address, rule)))
+        TableDigest::of(memory.table.iter().map(|(address, rule)| (*address, rule)))
     }
 
     fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError> {
@@ -407,6 +413,7 @@ impl Fabric {
             endpoints,
             retry: Duration::from_millis(50),
             term_file: self.path(&format!("{router}.term")),
+            ready: || {},
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {

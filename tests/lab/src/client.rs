@@ -121,12 +121,14 @@ impl Client {
         text(&self.attempt(arguments)?, arguments)
     }
 
+    /// Runs a command in a router's namespace and gives its outcome, whatever it is.
+    pub fn attempt_in(&self, namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
+        self.run(namespace.command(&self.program), arguments)
+    }
+
     /// Runs a command in a router's namespace.
     pub fn ask_in(&self, namespace: &Namespace, arguments: &[&str]) -> Result<String> {
-        text(
-            &self.run(namespace.command(&self.program), arguments)?,
-            arguments,
-        )
+        text(&self.attempt_in(namespace, arguments)?, arguments)
     }
 
     /// Asks for a migration that waits to be activated; returns its number.

@@ -90,6 +90,16 @@ impl Daemon {
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self
+            .child
+            .as_ref()
+            .with_context(|| format!("{} does not run", self.name))?;
+        signal::kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        Ok(())
+    }
+
     /// Asks it to end, and kills it if it does not within `patience`.
     pub fn stop(&mut self, patience: Duration) -> Result<()> {
         if let Some(child) = &mut self.child {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::Signal,
+};
 
 use crate::{
     account::Window,
@@ -219,6 +222,39 @@ impl Lab {
     pub fn restart(&mut self, name: &str) -> Result<()> {
         let (daemon, run) = self.daemon(name)?;
         daemon.restart(run)
+    }
+
+    /// Stops a daemon in the middle of whatever it does, without ending it.
+    pub fn pause(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.0.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a paused daemon go on.
+    pub fn resume(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.0.signal(Signal::SIGCONT)
+    }
+
+    /// A daemon's log.
+    pub fn log(&mut self, name: &str) -> Result<PathBuf> {
+        Ok(self.daemon(name)?.0.log().to_owned())
+    }
+
+    /// Takes from a router what a reboot takes, while its agent is dead: programs and maps.
+    pub fn forget(&self, router: &str) -> Result<()> {
+        let instance = self.instance(router);
+        let node = self.network.node(router)?;
+        self.client()?
+            .ask_in(node, &["unload", "--instance", &instance])?;
+        Ok(())
+    }
+
+    /// Whether natmig's program runs on some interface of a router.
+    pub fn is_attached(&self, router: &str) -> Result<bool> {
+        let links = Path::new(BPFFS)
+            .join("natmig")
+            .join(self.instance(router))
+            .join("links");
+        Ok(links.exists() && fs::read_dir(links)?.next().is_some())
     }
 
     /// An error if a daemon ended by itself.

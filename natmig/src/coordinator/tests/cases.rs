@@ -9,13 +9,14 @@ use super::world::World;
 use crate::{
     addresses::Addresses,
     coordinator::{
-        Activation, Command, Phase, Progress, Refusal, RefusalKind, Reply, Request, Timestamp,
-        Unreachable,
+        Activation, Command, CommandRef, Phase, Progress, Refusal, RefusalKind, Reply, Request,
+        Timestamp, Unreachable,
     },
+    digest::{Parts, part},
     model::{topology, vm},
     names::{RouterName, VmName},
     planner::{PlanError, Vm},
-    rule::{Rule, TransactionId},
+    rule::{Change, Rule, TransactionId},
 };
 
 /// Three racks; the second one has a pair of edges.
@@ -579,6 +580,73 @@ fn a_wrong_table_is_replaced() {
         .collect();
     assert_eq!(replaced, ["edge1"]);
     world.check_final();
+}
+
+#[test]
+fn a_wrong_entry_is_mended_without_the_rest() {
+    let mut world = world();
+    world
+        .migrate(&[("vm1", "rack2"), ("vm2", "rack2"), ("vm4", "rack2")])
+        .unwrap();
+    world.run();
+    world.disconnect(&name("core1"));
+    let core = world.routers.get_mut(&name("core1")).unwrap();
+    let wrong = core.addresses()[0];
+    let rules = vec![Change {
+        address: wrong,
+        rule: Rule::Known {
+            identity: "10.9.9.9".parse().unwrap(),
+        },
+    }];
+    let parts = Parts::Some([part(wrong)].into());
+    core.execute(
+        Timestamp(0),
+        Command::Replace {
+            version: 0,
+            parts: parts.clone(),
+            rules,
+        },
+    );
+    world.sent.clear();
+    world.run();
+    let replaced: Vec<_> = world
+        .sent
+        .iter()
+        .filter_map(|(_, command)| {
+            let Command::Replace { parts, rules, .. } = command else {
+                return None;
+            };
+            Some((parts.clone(), rules.len()))
+        })
+        .collect();
+    let [(sent, count)] = replaced.as_slice() else {
+        panic!("replaced {replaced:?}");
+    };
+    assert_eq!(*sent, parts);
+    assert!(*count < world.routers[&name("core1")].addresses().len());
+    world.check_final();
+}
+
+#[test]
+fn a_router_attaches_when_its_table_is_whole() {
+    let mut world = world();
+    world.migrate(&[("vm1", "rack2")]).unwrap();
+    world.run();
+    world.sent.clear();
+    world.reboot(&name("core1"));
+    world.run();
+    let commands: Vec<_> = world
+        .sent
+        .iter()
+        .filter(|(router, _)| *router == name("core1"))
+        .map(|(_, command)| command.reference())
+        .collect();
+    let replaced = commands
+        .iter()
+        .position(|it| matches!(it, CommandRef::Replace(_)));
+    let attached = commands.iter().position(|it| *it == CommandRef::Attach);
+    assert!(replaced.is_some() && replaced < attached, "{commands:?}");
+    assert!(!world.routers[&name("core1")].booting);
 }
 
 #[test]

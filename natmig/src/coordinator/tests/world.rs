@@ -419,6 +419,7 @@ impl World {
                 );
             }
             Command::SetPools { .. }
+            | Command::Attach
             | Command::Prepare { .. }
             | Command::Retire { .. }
             | Command::Replace { .. } => {}
@@ -437,7 +438,6 @@ impl World {
                 router.detached = true;
             } else if view.in_sync {
                 router.detached = false;
-                router.booting = false;
             }
         }
         let states: Vec<VmState> = self.store.vms.clone();

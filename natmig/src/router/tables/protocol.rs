@@ -21,7 +21,7 @@ use super::{
     entries::{set_absent, set_action, set_reference},
     slots, sort, twice,
 };
-use crate::rule::TransactionId;
+use crate::{digest::Parts, rule::TransactionId};
 
 /// A transaction's changes of one family, by what has to be done.
 struct Plan<F: Net> {
@@ -435,30 +435,31 @@ impl Tables {
         dead
     }
 
-    /// What has to be written to make `wanted` the whole table; with `merge`, addresses that it does
-    /// not name stay as they are. Entries that a transaction holds are left alone.
+    /// What has to be written to make `wanted` all that the table has in the parts `whole`; other
+    /// addresses that it does not name stay as they are. Entries that a transaction holds are left
+    /// alone.
     pub(in crate::router) fn difference(
         &self,
         wanted: Writes,
-        merge: bool,
+        whole: &Parts,
         report: &mut ApplyReport,
     ) -> Writes {
         Writes {
-            ipv4: self.difference_of(wanted.ipv4, merge, report),
-            ipv6: self.difference_of(wanted.ipv6, merge, report),
+            ipv4: self.difference_of(wanted.ipv4, whole, report),
+            ipv6: self.difference_of(wanted.ipv6, whole, report),
         }
     }
 
     fn difference_of<F: Net>(
         &self,
         mut wanted: Vec<Write<F>>,
-        merge: bool,
+        whole: &Parts,
         report: &mut ApplyReport,
     ) -> Vec<Write<F>> {
         let (family, entries) = (F::maps(&self.maps), F::entries(self));
         sort(&mut wanted);
         let mut removed = Vec::new();
-        if !merge {
+        if !whole.is_empty() {
             // Entries in a row are mostly addresses in a row.
             let mut next = 0;
             for entry in entries.iter(&self.maps) {
@@ -475,7 +476,12 @@ impl Tables {
                     .is_some_and(|write| write.address == address)
                 {
                     next += 1;
-                } else if entry.reference != 0 {
+                    continue;
+                }
+                if !whole.contains(F::address(address)) {
+                    continue;
+                }
+                if entry.reference != 0 {
                     report.held += 1;
                 } else if action(&entry.current) != Action::Absent {
                     removed.push(Write {

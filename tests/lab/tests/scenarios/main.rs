@@ -16,3 +16,4 @@ mod network;
 mod next_hops;
 mod pair;
 mod pmtud;
+mod recovery;
