@@ -20,14 +20,17 @@ pub fn part(address: IpAddr) -> u16 {
         IpAddr::V4(address) => u64::from(u32::from(address)),
         IpAddr::V6(address) => {
             let number = u128::from(address);
+            let half =
+                |number: u128| u64::try_from(number & u128::from(u64::MAX)).unwrap_or_default();
             // Both halves count: fabrics tell their subnets apart by the first, hosts by the second.
-            (number >> 64) as u64 ^ (number as u64).rotate_left(32)
+            half(number >> 64) ^ half(number).rotate_left(32)
         }
     };
     // The finalizer of MurmurHash3 (Austin Appleby, public domain): neighbours fall far apart.
     let mixed = (number ^ (number >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    ((mixed ^ (mixed >> 33)) % u64::from(PARTS)) as u16
+    let part = (mixed ^ (mixed >> 33)) % u64::from(PARTS);
+    u16::try_from(part).unwrap_or_default()
 }
 
 /// Parts of a table, by number.

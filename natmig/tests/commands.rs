@@ -26,7 +26,7 @@ impl Controller {
             format!(
                 "socket = \"{}\"\nstore = \"{}\"\n",
                 fabric.config().socket.display(),
-                fabric.config().store.display()
+                fabric.path("controller.redb").display()
             ),
         )
         .unwrap();

@@ -116,7 +116,7 @@ async fn successor_finishes_what_a_killed_leader_has_begun() {
             }
         }
         let mut request = start_request(&["vm1", "vm2"], case.to);
-        request.unreachable = v1::Unreachable::Wait.into();
+        request.unreachable = v1::UnreachablePolicy::Wait.into();
         if case.stuck.is_none() {
             request.activation = v1::Activation::Manual.into();
         }

@@ -317,6 +317,19 @@ fn garbage_is_refused_by_name() {
         Command::try_from(unsorted).unwrap_err().field,
         "replace.rules"
     );
+}
+
+/// A table comes in the parts that it says, and its digests are those of all parts.
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let change = v1::Change {
+        address: vec![10, 0, 0, 2],
+        rule: Some(v1::Rule {
+            action: Some(v1::rule::Action::Known(v1::rule::Known {
+                identity: vec![10, 0, 0, 9],
+            })),
+        }),
+    };
     let elsewhere = IpAddr::from([10, 0, 0, 2]);
     for (parts, field) in [
         (vec![u32::from(PARTS)], "replace.parts"),
@@ -329,7 +342,7 @@ fn garbage_is_refused_by_name() {
             term: 1,
             sequence: 1,
             command: Some(v1::command::Command::Replace(v1::Replace {
-                rules: vec![change(&[10, 0, 0, 2], known(&[10, 0, 0, 9]))],
+                rules: vec![change.clone()],
                 version: 1,
                 parts,
             })),

@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     step("lab scenarios");
     let guest = guest_of(&lab)?;
     let mut scenario_variables = variables.to_vec();
-    for boot in &guest {
+    if let Some(boot) = &guest {
         scenario_variables.push(("NATMIG_GUEST_KERNEL", boot.kernel.as_os_str()));
         scenario_variables.push(("NATMIG_GUEST_IMAGE", boot.image.as_os_str()));
     }

@@ -294,7 +294,7 @@ impl ControlService for Control {
         let router = RouterName::new(request.name);
         let held = request.held.into_iter().map(TransactionId).collect();
         let table = self
-            .core
+            .core()?
             .query(move |coordinator| coordinator.router_table(&router, &held))
             .await??;
         let pieces = proto::table_pieces(table).map(Ok);

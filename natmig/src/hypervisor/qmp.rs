@@ -222,10 +222,11 @@ mod tests {
     use super::*;
 
     fn event(line: &str) -> Option<TimedEvent> {
-        match Message::parse(line.as_bytes()).unwrap() {
-            Message::Event(event) => event,
-            other => panic!("{other:?}"),
-        }
+        let message = Message::parse(line.as_bytes()).unwrap();
+        let Message::Event(event) = message else {
+            panic!("{message:?}");
+        };
+        event
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _},
+    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -53,7 +54,20 @@ const DRAINED: Definition = TableDefinition::new("drained");
 #[derive(Debug)]
 pub struct FileStore {
     path: PathBuf,
-    database: Database,
+    database: ManuallyDrop<Database>,
+}
+
+impl Drop for FileStore {
+    fn drop(&mut self) {
+        let database = &mut self.database;
+        let closed = guarded(&self.path, || {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(database) }
+        });
+        if let Err(error) = closed {
+            tracing::error!(%error, "cannot close the store");
+        }
+    }
 }
 
 impl FileStore {
@@ -89,7 +103,7 @@ impl FileStore {
         })?;
         let mut store = Self {
             path: path.to_owned(),
-            database,
+            database: ManuallyDrop::new(database),
         };
         store.check_format()?;
         Ok(store)

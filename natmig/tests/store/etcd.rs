@@ -57,15 +57,16 @@ fn leader_that_dies_amid_a_large_change_leaves_all_or_nothing() {
     };
     let (mut nothing, mut all) = (0, 0);
     let change = large_change();
-    let size: u64 = 2_500_000;
-    let cuts = [
-        0,
-        size / 9,
-        size / 2,
-        size * 8 / 9,
-        size + size / 4,
-        size * 9 / 5,
-    ];
+    let size = {
+        let (mut store, proxy) = lead_through_proxy(&server, &server.config());
+        store.load().unwrap();
+        let before = proxy.passed();
+        store.apply(&change).unwrap();
+        store.apply(&[StoreOp::PutNextId(6)]).unwrap();
+        proxy.passed() - before
+    };
+    println!("the change takes {size} bytes, staged and written");
+    let cuts = [0, 1, 3, 5, 7, 9].map(|tenths| size * tenths / 10);
     std::thread::scope(|scope| {
         let server = &server;
         let change = &change;

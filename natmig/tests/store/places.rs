@@ -94,7 +94,7 @@ impl Server {
     pub fn lead(&self, config: &EtcdConfig) -> EtcdStore {
         self.runtime.block_on(async {
             let candidate = Candidate::new(config, "test", "http://127.0.0.1:7400").unwrap();
-            tokio::time::timeout(Duration::from_secs(60), candidate.lead(None))
+            tokio::time::timeout(Duration::from_mins(1), candidate.lead(None))
                 .await
                 .expect("in time")
                 .unwrap()

@@ -32,7 +32,7 @@ use super::{
 };
 
 /// How long an election, or anything else that polls, may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The leader's lease.
 pub const LEASE: &str = "2s";

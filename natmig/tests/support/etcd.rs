@@ -24,7 +24,10 @@ use std::{
 use tempfile::TempDir;
 
 /// How long members may take until they answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Lines of a member's log that a failed test shows.
+const LOG_LINES: usize = 40;
 
 /// Ports below those that the kernel gives out by itself.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
@@ -217,6 +220,14 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for number in 0..self.members.len() {
+                let log = self.log(number);
+                let lines: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
+                let lines: Vec<_> = lines.into_iter().rev().collect();
+                eprintln!("etcd member {number}:\n{}", lines.join("\n"));
+            }
+        }
         for member in &mut self.members {
             if let Some(mut process) = member.process.take() {
                 process.kill().expect("a child that was not waited for");

@@ -540,7 +540,7 @@ pub async fn set_up(client: &mut Client) {
 
 /// Waits, by asking again, until a condition holds.
 pub async fn until<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut condition: F) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         match condition().await {
             Ok(value) => return value,

@@ -27,6 +27,8 @@ const BURST: Duration = Duration::from_millis(100);
 struct State {
     /// Bytes that may still pass towards the server.
     left: u64,
+    /// Bytes that have passed towards the server.
+    passed: u64,
     /// When the first byte was held back.
     since: Option<Instant>,
 }
@@ -47,6 +49,7 @@ impl Proxy {
             address: listener.local_addr().unwrap(),
             state: Arc::new(Mutex::new(State {
                 left: u64::MAX,
+                passed: 0,
                 since: None,
             })),
             released: watch::channel(false).0,
@@ -73,6 +76,11 @@ impl Proxy {
         state.since = None;
     }
 
+    /// Bytes that have passed towards the server.
+    pub fn passed(&self) -> u64 {
+        self.state.lock().unwrap().passed
+    }
+
     /// Whether anything is held back.
     pub fn holds(&self) -> bool {
         self.state.lock().unwrap().since.is_some()
@@ -96,7 +104,7 @@ impl Proxy {
         loop {
             let read = tokio::select! {
                 read = from_client.read(&mut buffer) => read,
-                _ = released.wait_for(|released| *released) => {
+                () = set(&mut released) => {
                     if to_server.write_all(&held).await.is_err() {
                         break;
                     }
@@ -112,6 +120,7 @@ impl Proxy {
             let passing = {
                 let mut state = self.state.lock().unwrap();
                 let passing = read.min(usize::try_from(state.left).unwrap_or(usize::MAX));
+                state.passed += passing as u64;
                 if state.left != u64::MAX {
                     state.left -= passing as u64;
                 }
@@ -129,4 +138,9 @@ impl Proxy {
         }
         back.abort();
     }
+}
+
+/// Returns when the flag is set, or can be no more.
+async fn set(flag: &mut watch::Receiver<bool>) {
+    flag.wait_for(|set| *set).await.ok();
 }

@@ -122,7 +122,7 @@ impl Monitor {
                 let ask = json!({ "path": path, "property": "mac" });
                 match self.execute("qom-get", ask).await {
                     Ok(mac) => {
-                        macs.extend(mac.as_str().and_then(|mac| mac.parse::<MacAddress>().ok()))
+                        macs.extend(mac.as_str().and_then(|mac| mac.parse::<MacAddress>().ok()));
                     }
                     // Not a network device.
                     Err(QmpError::Refused { .. }) => {}

@@ -32,6 +32,7 @@ use super::{
     clippy::allow_attributes_without_reason,
     clippy::wildcard_enum_match_arm,
     clippy::derive_partial_eq_without_eq,
+    clippy::enum_variant_names,
     unreachable_pub,
     dead_code,
     reason = "generated code"

@@ -84,7 +84,7 @@ impl Layout {
         for op in ops {
             match op {
                 StoreOp::PutTopology(topology) => {
-                    self.put_parts(&mut change, TOPOLOGY, topology)?
+                    self.put_parts(&mut change, TOPOLOGY, topology)?;
                 }
                 StoreOp::PutNextId(next_id) => change.put(NEXT_ID.to_owned(), next_id)?,
                 StoreOp::PutVm(state) => change.put(format!("{VMS}{}", state.vm.name), state)?,

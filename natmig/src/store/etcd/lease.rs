@@ -92,7 +92,7 @@ impl Lease {
 /// Until when a lease may be relied on that was asked for at a time.
 fn end(asked: Instant, seconds: i64) -> Instant {
     let length = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-    asked + length - length / MARGIN
+    asked + length.saturating_sub(length / MARGIN)
 }
 
 async fn renew(client: Client, id: i64, interval: Duration, until: watch::Sender<Instant>) {

@@ -41,7 +41,7 @@ impl Monitor {
             happened: Vec::new(),
         };
         monitor.read().context("QEMU's greeting")?;
-        monitor.ask("qmp_capabilities", json!({}))?;
+        monitor.ask("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
@@ -54,7 +54,7 @@ impl Monitor {
     }
 
     /// Executes a command.
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         writeln!(
             self.writer,
             "{}",
@@ -89,6 +89,6 @@ impl Monitor {
 
     /// How far the last migration is, as `query-migrate` says.
     pub fn migration(&mut self) -> Result<Value> {
-        self.ask("query-migrate", json!({}))
+        self.ask("query-migrate", &json!({}))
     }
 }

@@ -90,7 +90,7 @@ fn send(
 
     let mut from = source.monitor()?;
     let mut to = destination.monitor()?;
-    from.ask("migrate", json!({ "uri": destination.incoming() }))?;
+    from.ask("migrate", &json!({ "uri": destination.incoming() }))?;
     let downtime = wait_for("QEMU's migration", PATIENCE, || {
         let status = from.migration()?;
         ensure!(
@@ -127,7 +127,7 @@ fn send(
 /// When the guest last began to run, or ceased to.
 fn last(monitor: &mut Monitor, runs: bool) -> Result<u64> {
     wait_for("QEMU's event", PATIENCE, || {
-        monitor.ask("query-status", json!({}))?;
+        monitor.ask("query-status", &json!({}))?;
         let happened = monitor.happened().iter().rev();
         Ok(happened.filter(|it| it.runs == runs).map(|it| it.at).next())
     })
@@ -142,17 +142,17 @@ fn cancel(lab: &Lab, natmig: &Path, first: &mut Machine, mut unlucky: Machine) -
     let mut monitor = first.monitor()?;
     monitor.ask(
         "migrate-set-parameters",
-        json!({ "max-bandwidth": 100_000 }),
+        &json!({ "max-bandwidth": 100_000 }),
     )?;
-    monitor.ask("migrate", json!({ "uri": unlucky.incoming() }))?;
+    monitor.ask("migrate", &json!({ "uri": unlucky.incoming() }))?;
     leaving.wait("announced", 1)?;
-    monitor.ask("migrate_cancel", json!({}))?;
+    monitor.ask("migrate_cancel", &json!({}))?;
     unlucky.wait_ended()?;
     let aborted = |it: &Migration| it.phase == "aborted";
     lab.client()?.wait(id, "aborted", PATIENCE, aborted)?;
     monitor.ask(
         "migrate-set-parameters",
-        json!({ "max-bandwidth": 1 << 30 }),
+        &json!({ "max-bandwidth": 1 << 30 }),
     )?;
     Ok(())
 }
