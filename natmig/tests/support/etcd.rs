@@ -223,9 +223,9 @@ impl Drop for Etcd {
         if std::thread::panicking() {
             for number in 0..self.members.len() {
                 let log = self.log(number);
-                let lines: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
-                let lines: Vec<_> = lines.into_iter().rev().collect();
-                eprintln!("etcd member {number}:\n{}", lines.join("\n"));
+                let lines: Vec<_> = log.lines().collect();
+                let last = lines.len().saturating_sub(LOG_LINES);
+                eprintln!("etcd member {number}:\n{}", lines[last..].join("\n"));
             }
         }
         for member in &mut self.members {

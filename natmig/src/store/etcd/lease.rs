@@ -1,7 +1,8 @@
 //! The lease of a leadership: renewed on its own, however long the leader is busy.
 //!
-//! Invariant: [`Lease::lasts`] says no before etcd can have ended the lease. Time counts from when a
-//! renewal was asked for, by a clock that goes on while the process is stopped.
+//! Invariants: [`Lease::lasts`] says no before etcd can have ended the lease, and never yes again after
+//! it said no. Time counts from when a renewal was asked for, by a clock that goes on while the process
+//! is stopped.
 
 use std::{
     sync::Arc,
@@ -106,7 +107,18 @@ async fn renew(client: Client, id: i64, interval: Duration, until: watch::Sender
                     tracing::info!("etcd answers again: the lease is renewed");
                     said = false;
                 }
-                until.send_replace(end(asked, seconds));
+                let renewed = until.send_if_modified(|until| {
+                    let lasts = Instant::now() < *until;
+                    if lasts {
+                        *until = end(asked, seconds);
+                    }
+                    lasts
+                });
+                if !renewed {
+                    // Whoever asked meanwhile was told that it does not last.
+                    tracing::warn!("the lease was not renewed in time");
+                    return;
+                }
             }
             Ok(_) => {
                 tracing::warn!("the lease has ended");

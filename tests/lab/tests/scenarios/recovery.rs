@@ -77,8 +77,8 @@ fn a_foreign_binding_is_found_and_mended_alone() {
 #[test]
 fn a_rebooted_router_takes_its_table_before_it_forwards() {
     scenario(three_tier(), |lab| {
-        let watched = watch(lab, &[("vm1", "outside"), ("vm1", "host2")])?;
-        let first = migrate(lab, &[("vm1", "rack4")])?;
+        // Nothing is sent meanwhile: veth drops what is redirected to a router without a program.
+        migrate(lab, &[("vm1", "rack4")])?;
         lab.kill("controller")?;
         lab.kill("agg1")?;
         lab.forget("agg1")?;
@@ -98,12 +98,13 @@ fn a_rebooted_router_takes_its_table_before_it_forwards() {
             Ok(lab.is_attached("agg1")?.then_some(()))
         })?;
         all_agree(lab)?;
-        let second = migrate(lab, &[("vm1", "rack1")])?;
+        let watched = watch(lab, &[("vm1", "outside"), ("vm1", "host2")])?;
+        let step = migrate(lab, &[("vm1", "rack1")])?;
         watched.more(200)?;
         run::wait_for("the routers to agree", PATIENCE, || {
             Ok(all_agree(lab).is_ok().then_some(()))
         })?;
-        all_kept(&watched.finish(lab, vec![first, second])?)
+        all_kept(&watched.finish(lab, vec![step])?)
     });
 }
 
