@@ -271,7 +271,11 @@ fn play(lab: &Lab, natmig: &Path, boot: &Boot) -> Result<()> {
         .iter()
         .map(|watcher| watcher.reports("activated").len())
         .sum();
-    ensure!(activated == 2, "{activated} activations of two migrations");
+    // Both ends may be in time; whoever comes second changes nothing.
+    ensure!(
+        (2..=4).contains(&activated),
+        "{activated} activations of two migrations"
+    );
     traffic.finish(&[away, home])?;
     let findings = captures.finish()?;
     ensure!(
