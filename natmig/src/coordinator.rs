@@ -11,6 +11,7 @@
 //!   that connects is first brought to the table it should have, then to where each migration stands.
 
 mod advance;
+mod announced;
 mod event;
 mod operate;
 mod record;
@@ -28,13 +29,16 @@ use std::{
     time::Duration,
 };
 
+use self::announced::unheard;
 use self::state::{Actions, Migration, Participant, Router, Sync};
 pub use self::{
     event::{
-        Action, Command, CommandRef, ConnectionId, Event, Failure, Held, HeldState, Reply, Report,
-        Timestamp,
+        Action, Announced, Command, CommandRef, ConnectionId, Event, Failure, Held, HeldState,
+        Reply, Report, Timestamp,
     },
-    record::{Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Unreachable},
+    record::{
+        Activation, Heard, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Unreachable,
+    },
     request::{Answer, MigrateRequest, Refusal, RefusalKind, Request},
     table::RouterTable,
     view::{
@@ -172,6 +176,7 @@ impl Coordinator {
             stage: 0,
             changed: false,
             told: None,
+            unheard: unheard(&record),
             record,
         };
         if migration.is_active() {
@@ -229,6 +234,15 @@ impl Coordinator {
             } => {
                 if self.is_connection(&router, connection) {
                     self.reply(now, &router, &reply, &mut out);
+                }
+            }
+            Event::Announced {
+                router,
+                connection,
+                announced,
+            } => {
+                if self.is_connection(&router, connection) {
+                    self.announced(&router, announced, &mut out);
                 }
             }
             Event::Tick => {}

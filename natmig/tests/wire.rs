@@ -92,10 +92,13 @@ fn command() -> impl Strategy<Value = Command> {
                     .collect(),
             }
         }),
-        (id(), changes(), changes()).prop_map(|(id, early, pending)| Machine::Prepare {
-            id,
-            changes: Changes { early, pending },
-        }),
+        (id(), changes(), changes(), any::<bool>()).prop_map(
+            |(id, early, pending, await_announcements)| Machine::Prepare {
+                id,
+                changes: Changes { early, pending },
+                await_announcements,
+            }
+        ),
         id().prop_map(|id| Machine::Commit { id }),
         id().prop_map(|id| Machine::Abort { id }),
         id().prop_map(|id| Machine::Fold { id }),

@@ -197,7 +197,7 @@ impl<T: Tables> State<T> {
                     .collect();
                 self.tables.replace(&parts, &rules)
             }
-            Machine::Prepare { id, changes } => self.tables.prepare(id, &changes),
+            Machine::Prepare { id, changes, .. } => self.tables.prepare(id, &changes),
             Machine::Commit { id } => {
                 return match self.tables.commit(id) {
                     Ok(report) => {

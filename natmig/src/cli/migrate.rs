@@ -22,7 +22,9 @@ use crate::{
     natmig migrate web1 web2 db1 --to rack3 --wait          # a group: all or none\n  \
     natmig migrate web1=rack2 db1=rack4 --wait              # a group to several segments\n  \
     natmig migrate web1 --to rack2 --activate manual --wait # returns when all is prepared;\n  \
-    natmig migration activate 17 --wait                     # then, when the VM has moved\n\n\
+    natmig migration activate 17 --wait                     # then, when the VM has moved\n  \
+    natmig migrate web1 --to rack2 --activate on-announce --wait  # returns when all is prepared;\n  \
+    natmig migration wait 17                  # then move the VM: it commits when the VM speaks\n\n\
     Exit codes: 0 done, 1 error, 2 usage, 3 refused (busy, pool exhausted, ...), 4 aborted, 5 timeout")]
 pub(crate) struct Args {
     /// The VMs, each alone or as VM=SEGMENT
@@ -33,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEGMENT")]
     to: Option<String>,
 
-    /// When to commit: as soon as all is prepared, or on `natmig migration activate`
+    /// When to commit
     #[arg(long, value_enum, default_value_t = ActivateArg::Immediate)]
     activate: ActivateArg,
 
@@ -41,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = UnreachableArg::Abort)]
     unreachable: UnreachableArg,
 
-    /// Wait until it is committed (with manual activation: prepared)
+    /// Wait until it is committed; with manual or on-announce until it is prepared, and the VM may move
     #[arg(long)]
     wait: bool,
 
@@ -59,6 +61,9 @@ enum ActivateArg {
     Immediate,
     /// On `natmig migration activate`
     Manual,
+    /// When every VM was heard at its new place (RARP, gratuitous ARP, its first packet), or on
+    /// `natmig migration activate`
+    OnAnnounce,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -114,6 +119,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         activation: match args.activate {
             ActivateArg::Immediate => Activation::Immediate,
             ActivateArg::Manual => Activation::Manual,
+            ActivateArg::OnAnnounce => Activation::OnAnnounce,
         },
         unreachable: match args.unreachable {
             UnreachableArg::Wait => Unreachable::Wait,

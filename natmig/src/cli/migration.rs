@@ -7,7 +7,10 @@ use super::{
     migrate, progress,
 };
 use crate::{
-    coordinator::{MigrationView, PlaceView, Progress, RouterProgressView, Timestamp},
+    coordinator::{
+        Activation, MigrationView, MoveView, Phase, PlaceView, Progress, RouterProgressView,
+        Timestamp,
+    },
     names::RouterName,
     proto::v1,
     rule::TransactionId,
@@ -19,6 +22,7 @@ use crate::{
     natmig migration list\n  \
     natmig migration show 17\n  \
     natmig migration activate 17 --wait\n  \
+    natmig migration wait 17 --timeout 10m\n  \
     natmig migration abort 17\n  \
     natmig migration watch --json   # one line for each change of any migration")]
 pub(crate) struct Args {
@@ -38,7 +42,16 @@ enum Command {
         /// The migration's number
         id: u64,
     },
-    /// Let a migration with manual activation commit
+    /// Wait until a migration is committed
+    Wait {
+        /// The migration's number
+        id: u64,
+
+        /// How long to wait
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = migrate::duration)]
+        timeout: Duration,
+    },
+    /// Let a migration commit without waiting for an announcement
     Activate {
         /// The migration's number
         id: u64,
@@ -82,6 +95,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let answer = client.get_migration(v1::GetMigrationRequest { id }).await?;
                 let view = client::migration(answer.into_inner().migration)?;
                 print_whole(&view, json)?;
+            }
+            Command::Wait { id, timeout } => {
+                let id = TransactionId(id);
+                let goal = progress::Goal::Success;
+                let view = progress::wait(options, client, id, goal, timeout).await?;
+                print_outcome(&view, json)?;
             }
             Command::Activate { id, wait, timeout } => {
                 let request = v1::ActivateMigrationRequest { id };
@@ -141,6 +160,43 @@ fn microseconds(nanoseconds: u64) -> String {
     )
 }
 
+/// The VMs that the decision waits to hear at their new places: the first few of them.
+fn unheard(view: &MigrationView) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let undecided = matches!(view.phase, Phase::Preparing | Phase::Prepared);
+    if !undecided || view.activation != Activation::OnAnnounce {
+        return Vec::new();
+    }
+    let mut unheard = view.vms.iter().filter(|vm| vm.heard.is_none());
+    let mut names: Vec<_> = unheard
+        .by_ref()
+        .take(SHOWN)
+        .map(|vm| vm.vm.to_string())
+        .collect();
+    match unheard.count() {
+        0 => {}
+        more => names.push(format!("and {more} more")),
+    }
+    names
+}
+
+/// Where and when a VM was heard at its new place.
+fn heard(vm: &MoveView, start: Option<Timestamp>) -> String {
+    let Some(heard) = &vm.heard else {
+        return "no".to_owned();
+    };
+    start.map_or_else(
+        || format!("by {}", heard.router),
+        |start| {
+            format!(
+                "by {} after {}",
+                heard.router,
+                milliseconds(heard.at.since(start))
+            )
+        },
+    )
+}
+
 /// A migration in one line.
 fn line(view: &MigrationView) -> String {
     let what = match &view.vms[..] {
@@ -151,6 +207,10 @@ fn line(view: &MigrationView) -> String {
     if !view.waiting_for.is_empty() {
         let names: Vec<_> = view.waiting_for.iter().map(RouterName::as_str).collect();
         parts.push(format!("waiting for {}", names.join(" ")));
+    }
+    let unheard = unheard(view);
+    if !unheard.is_empty() {
+        parts.push(format!("not heard yet: {}", unheard.join(" ")));
     }
     if let Some(error) = &view.error {
         parts.push(format!("({error})"));
@@ -243,14 +303,20 @@ fn print_whole(view: &MigrationView, json: bool) -> anyhow::Result<()> {
     if json {
         return Ok(());
     }
-    let mut table = client::table(&["VM", "identities", "from", "to"]);
+    let start = view.times.first().map(|time| time.at);
+    let awaits = view.activation == Activation::OnAnnounce;
+    let mut columns = vec!["VM", "identities", "from", "to"];
+    columns.extend(awaits.then_some("heard"));
+    let mut table = client::table(&columns);
     for vm in &view.vms {
-        table.add_row([
+        let mut row = vec![
             vm.vm.to_string(),
             vm.identities.to_string(),
             place(&vm.from),
             place(&vm.to),
-        ]);
+        ];
+        row.extend(awaits.then(|| heard(vm, start)));
+        table.add_row(row);
     }
     println!("\n{table}");
     if let Some(first) = view.times.first() {

@@ -33,7 +33,7 @@ impl Goal {
     pub(super) fn of_start(activation: Activation) -> Self {
         match activation {
             Activation::Immediate => Self::Success,
-            Activation::Manual => Self::Prepared,
+            Activation::Manual | Activation::OnAnnounce => Self::Prepared,
         }
     }
 

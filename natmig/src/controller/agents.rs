@@ -19,7 +19,7 @@ use super::{
     role::Roles,
 };
 use crate::{
-    coordinator::ConnectionId,
+    coordinator::{Announced, ConnectionId},
     names::RouterName,
     proto::{
         Hello, Reply,
@@ -99,7 +99,7 @@ impl AgentService for Agents {
     }
 }
 
-/// Brings a router's replies to the core, until the session ends on either side.
+/// Brings a router's replies and announcements to the core, until the session ends on either side.
 async fn read(
     core: Handle,
     router: RouterName,
@@ -112,11 +112,22 @@ async fn read(
             message = messages.message() => message,
             _ = &mut ended => return,
         };
-        let reply = match message {
+        let input = match message {
             Ok(Some(message)) => match message.message {
-                Some(Message::Reply(reply)) => Reply::try_from(reply),
+                Some(Message::Reply(reply)) => Reply::try_from(reply).map(|reply| Input::Reply {
+                    router: router.clone(),
+                    connection,
+                    reply,
+                }),
+                Some(Message::Announced(announced)) => {
+                    Announced::try_from(announced).map(|announced| Input::Announced {
+                        router: router.clone(),
+                        connection,
+                        announced,
+                    })
+                }
                 Some(Message::Hello(_)) | None => {
-                    tracing::warn!(%router, "sent something that is no reply");
+                    tracing::warn!(%router, "sent something that is neither reply nor announcement");
                     break;
                 }
             },
@@ -126,21 +137,14 @@ async fn read(
                 break;
             }
         };
-        let reply = match reply {
-            Ok(reply) => reply,
+        let input = match input {
+            Ok(input) => input,
             Err(error) => {
                 tracing::warn!(%router, "{error}");
                 break;
             }
         };
-        let told = core
-            .tell(Input::Reply {
-                router: router.clone(),
-                connection,
-                reply,
-            })
-            .await;
-        if told.is_err() {
+        if core.tell(input).await.is_err() {
             return;
         }
     }

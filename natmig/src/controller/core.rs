@@ -26,8 +26,8 @@ use tonic::Status;
 
 use crate::{
     coordinator::{
-        Action, Answer, CommandRef, Config, ConnectionId, Coordinator, Event, MigrationView,
-        Refusal, Report, Request, Timestamp,
+        Action, Announced, Answer, CommandRef, Config, ConnectionId, Coordinator, Event,
+        MigrationView, Refusal, Report, Request, Timestamp,
     },
     names::RouterName,
     proto::{Command, Hello, Order, Outcome, Reply},
@@ -69,6 +69,11 @@ pub(super) enum Input {
         router: RouterName,
         connection: ConnectionId,
         reply: Reply,
+    },
+    Announced {
+        router: RouterName,
+        connection: ConnectionId,
+        announced: Announced,
     },
     Disconnected {
         router: RouterName,
@@ -289,6 +294,18 @@ impl Core {
                 connection,
                 reply,
             } => self.replied(router, connection, reply),
+            Input::Announced {
+                router,
+                connection,
+                announced,
+            } => {
+                tracing::info!(%router, migration = %announced.id, mac = %announced.mac, "heard a VM");
+                self.happened(Event::Announced {
+                    router,
+                    connection,
+                    announced,
+                })
+            }
             Input::Disconnected { router, connection } => {
                 if self.is_current(&router, connection) {
                     tracing::warn!(%router, "disconnected");

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    Action, Command, CommandRef, Config, Coordinator, Phase, Progress, Quarantined, StoreOp,
-    Timestamp, Unreachable,
+    Action, Activation, Command, CommandRef, Config, Coordinator, Phase, Progress, Quarantined,
+    StoreOp, Timestamp, Unreachable,
     state::{Actions, Migration},
 };
 use crate::{
@@ -547,6 +547,7 @@ impl Coordinator {
             out,
             |migration| Command::Prepare {
                 id,
+                await_announcements: migration.record.activation == Activation::OnAnnounce,
                 changes: self
                     .topology
                     .as_ref()

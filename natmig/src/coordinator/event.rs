@@ -9,7 +9,7 @@ use super::{MigrationView, StoreOp};
 use crate::{
     digest::{Parts, TableDigest},
     names::{RouterName, SegmentName},
-    rule::{Change, Changes, TransactionId},
+    rule::{Change, Changes, MacAddress, TransactionId},
 };
 
 /// Nanoseconds since the Unix epoch.
@@ -66,6 +66,16 @@ pub enum Event {
         /// The answer.
         reply: Reply,
     },
+    /// A router heard a VM at the place to which a migration brings it. It says so again whenever it
+    /// connects, for as long as the transaction is not decided there.
+    Announced {
+        /// The router.
+        router: RouterName,
+        /// The connection on which it came.
+        connection: ConnectionId,
+        /// Who was heard.
+        announced: Announced,
+    },
     /// Time passed; see [`Action::Wake`].
     Tick,
 }
@@ -79,6 +89,17 @@ pub struct Report {
     pub digest: TableDigest,
     /// The segments for which the router has an access interface.
     pub segments: BTreeSet<SegmentName>,
+}
+
+/// A VM was heard at its new place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The transaction that brings it there.
+    pub id: TransactionId,
+    /// The VM's MAC address.
+    pub mac: MacAddress,
+    /// When, by the router's clock.
+    pub at: Timestamp,
 }
 
 /// A transaction that a router holds.
@@ -119,6 +140,9 @@ pub enum Command {
         id: TransactionId,
         /// What it changes on this router.
         changes: Changes,
+        /// Whether the router is to say when it hears a VM that the transaction brings to it:
+        /// [`Event::Announced`].
+        await_announcements: bool,
     },
     /// Make a transaction count.
     Commit {

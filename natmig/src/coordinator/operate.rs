@@ -270,20 +270,23 @@ impl Coordinator {
             self.used.extend(step.new_locators().iter());
             self.busy.insert(step.after.vm.name.clone(), id);
         }
+        let record = MigrationRecord {
+            id,
+            moves,
+            activation: request.activation,
+            activated: request.activation == Activation::Immediate,
+            heard: BTreeMap::new(),
+            unreachable: request.unreachable,
+            phase: Phase::Preparing,
+            times: Vec::new(),
+            drain_until: None,
+            error: None,
+            routers: BTreeMap::new(),
+            uncleared: BTreeSet::new(),
+        };
         let mut migration = Migration {
-            record: MigrationRecord {
-                id,
-                moves,
-                activation: request.activation,
-                activated: request.activation == Activation::Immediate,
-                unreachable: request.unreachable,
-                phase: Phase::Preparing,
-                times: Vec::new(),
-                drain_until: None,
-                error: None,
-                routers: BTreeMap::new(),
-                uncleared: BTreeSet::new(),
-            },
+            unheard: super::unheard(&record),
+            record,
             stages,
             participants: BTreeMap::new(),
             deadline: None,

@@ -110,6 +110,17 @@ pub enum Activation {
     Immediate,
     /// An operator says so.
     Manual,
+    /// Every VM was heard at its new place; or an operator says so.
+    OnAnnounce,
+}
+
+/// Where and when a VM was heard at its new place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// The edge router that heard it.
+    pub router: RouterName,
+    /// When, by that router's clock.
+    pub at: Timestamp,
 }
 
 /// What becomes of a migration when a needed router cannot be reached before the decision.
@@ -202,6 +213,10 @@ pub struct MigrationRecord {
     pub activation: Activation,
     /// Whether the trigger came.
     pub activated: bool,
+    /// The VMs that were heard at their new places, as of the last time that the record was stored:
+    /// routers say it again whenever they connect.
+    #[serde(default)]
+    pub heard: BTreeMap<VmName, Heard>,
     /// What an unreachable router means.
     pub unreachable: Unreachable,
     /// Where it stands.

@@ -21,7 +21,8 @@ pub enum Request {
     RemoveVms(Vec<VmName>),
     /// Move VMs: all or none.
     Migrate(MigrateRequest),
-    /// The trigger of a migration with manual activation.
+    /// The trigger of a migration with manual activation; of one that awaits announcements, in their
+    /// place.
     Activate(TransactionId),
     /// Abort a migration that is not decided.
     Abort(TransactionId),

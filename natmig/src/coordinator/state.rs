@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     digest::TableDigest,
-    names::{RouterName, SegmentName},
+    names::{RouterName, SegmentName, VmName},
     planner::Stages,
-    rule::TransactionId,
+    rule::{MacAddress, TransactionId},
 };
 
 /// A router of the topology.
@@ -71,6 +71,16 @@ pub(super) struct Migration {
     pub(super) changed: bool,
     /// The phase that watchers were told last.
     pub(super) told: Option<Phase>,
+    /// The VMs whose announcements the decision waits for.
+    pub(super) unheard: BTreeMap<MacAddress, Unheard>,
+}
+
+/// A VM that was not heard at its new place.
+#[derive(Debug)]
+pub(super) struct Unheard {
+    pub(super) vm: VmName,
+    /// Where it is to be heard.
+    pub(super) segment: SegmentName,
 }
 
 /// A router in a migration, as far as it needs not be remembered.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Coordinator, Phase, Timestamp, Unreachable, state::Migration};
+use super::{Activation, Coordinator, Heard, Phase, Timestamp, Unreachable, state::Migration};
 use crate::{
     addresses::Addresses,
     names::{RouterName, SegmentName, VmName},
@@ -33,6 +33,10 @@ pub struct MoveView {
     pub from: PlaceView,
     /// Where it goes.
     pub to: PlaceView,
+    /// Where and when it was heard there; `None` if it was not, or the migration does not wait for
+    /// that.
+    #[serde(default)]
+    pub heard: Option<Heard>,
 }
 
 /// When a phase began.
@@ -341,6 +345,7 @@ impl Coordinator {
                     identities: step.after.vm.identities,
                     from: place(&step.before),
                     to: place(&step.after),
+                    heard: record.heard.get(&step.after.vm.name).cloned(),
                 })
                 .collect(),
             activation: record.activation,

@@ -6,10 +6,10 @@ use std::{
 };
 
 use crate::{
-    coordinator::{Command, Failure, Held, HeldState, Reply, Report, Timestamp},
+    coordinator::{Announced, Command, Failure, Held, HeldState, Reply, Report, Timestamp},
     digest::TableDigest,
     names::SegmentName,
-    rule::{Changes, Rule, TransactionId},
+    rule::{Changes, MacAddress, Rule, TransactionId},
 };
 
 #[derive(Clone, Debug)]
@@ -20,11 +20,19 @@ struct Entry {
     early: Option<TransactionId>,
 }
 
+/// A VM that a router listens for.
+#[derive(Clone, Debug)]
+struct Awaited {
+    segment: SegmentName,
+    heard: Option<Timestamp>,
+}
+
 /// A router that does what it is told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelRouter {
     entries: BTreeMap<IpAddr, Entry>,
     held: BTreeMap<TransactionId, HeldState>,
+    awaited: BTreeMap<(TransactionId, MacAddress), Awaited>,
     /// It booted and has no table yet, so it is not attached and attracts no traffic.
     pub(crate) booting: bool,
     /// It is taken out of the fabric.
@@ -126,9 +134,17 @@ impl ModelRouter {
                 self.booting = false;
                 Reply::Attached
             }
-            Command::Prepare { id, changes } => self.prepare(id, changes),
-            Command::Commit { id } => self.commit(now, id),
+            Command::Prepare {
+                id,
+                changes,
+                await_announcements,
+            } => self.prepare(id, changes, await_announcements),
+            Command::Commit { id } => {
+                self.stop_awaiting(id);
+                self.commit(now, id)
+            }
             Command::Abort { id } => {
+                self.stop_awaiting(id);
                 assert!(
                     !matches!(self.held.remove(&id), Some(HeldState::Committed { .. })),
                     "transaction {id} is aborted after its commit"
@@ -200,7 +216,29 @@ impl ModelRouter {
         }
     }
 
-    fn prepare(&mut self, id: TransactionId, changes: Changes) -> Reply {
+    /// A VM speaks in a segment, at `now`.
+    pub(crate) fn hear(&mut self, mac: MacAddress, segment: &SegmentName, now: Timestamp) {
+        for ((_, awaited_mac), awaited) in &mut self.awaited {
+            if *awaited_mac == mac && awaited.segment == *segment {
+                awaited.heard.get_or_insert(now);
+            }
+        }
+    }
+
+    /// The VMs that were heard, as it tells them whenever it connects.
+    pub(crate) fn heard(&self) -> Vec<Announced> {
+        let heard = |((id, mac), awaited): (&(TransactionId, MacAddress), &Awaited)| {
+            let (id, mac) = (*id, *mac);
+            awaited.heard.map(|at| Announced { id, mac, at })
+        };
+        self.awaited.iter().filter_map(heard).collect()
+    }
+
+    fn stop_awaiting(&mut self, id: TransactionId) {
+        self.awaited.retain(|(other, _), _| *other != id);
+    }
+
+    fn prepare(&mut self, id: TransactionId, changes: Changes, awaits: bool) -> Reply {
         if self.held.contains_key(&id) {
             return Reply::Prepared(id);
         }
@@ -226,6 +264,15 @@ impl ModelRouter {
             );
         }
         for change in changes.pending {
+            if let Rule::Local { at, .. } = &change.rule
+                && awaits
+            {
+                let awaited = Awaited {
+                    segment: at.segment.clone(),
+                    heard: None,
+                };
+                self.awaited.insert((id, at.mac), awaited);
+            }
             let entry = self.entries.entry(change.address).or_insert(Entry {
                 current: Rule::Absent,
                 pending: None,

@@ -41,7 +41,12 @@ fn prepared(topology: &Topology, moves: &[Move], plan: impl Fn(&RouterName) -> P
             .collect();
         router.execute(Timestamp(0), replace(1, rules));
         let changes = plan(name);
-        router.execute(Timestamp(0), Command::Prepare { id: ID, changes });
+        let prepare = Command::Prepare {
+            id: ID,
+            changes,
+            await_announcements: false,
+        };
+        router.execute(Timestamp(0), prepare);
     }
     routers
 }

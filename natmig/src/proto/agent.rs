@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    Malformed, PROTOCOL, TEXT_LIMIT, address, address_bytes, enumeration, name, prefix, required,
-    v1,
+    Malformed, PROTOCOL, TEXT_LIMIT, address, address_bytes, enumeration, mac, name, prefix,
+    required, v1,
 };
 use crate::{
-    coordinator::{self, CommandRef, Failure, Held, HeldState, Report, Timestamp},
+    coordinator::{self, Announced, CommandRef, Failure, Held, HeldState, Report, Timestamp},
     digest::{PARTS, Parts, TableDigest},
     names::{RouterName, SegmentName},
     rule::{Change, TransactionId},
@@ -268,9 +268,14 @@ impl From<&Command> for v1::Command {
                 version: *version,
                 parts: parts_numbers(parts),
             }),
-            Order::Command(Machine::Prepare { id, changes }) => Wire::Prepare(v1::Prepare {
+            Order::Command(Machine::Prepare {
+                id,
+                changes,
+                await_announcements,
+            }) => Wire::Prepare(v1::Prepare {
                 transaction: id.0,
                 changes: Some(changes.into()),
+                await_announcements: *await_announcements,
             }),
             Order::Command(Machine::Commit { id }) => {
                 Wire::Commit(v1::Commit { transaction: id.0 })
@@ -336,6 +341,7 @@ impl TryFrom<v1::Command> for Command {
             Wire::Prepare(prepare) => Machine::Prepare {
                 id: TransactionId(prepare.transaction),
                 changes: required("prepare.changes", prepare.changes)?.try_into()?,
+                await_announcements: prepare.await_announcements,
             },
             Wire::Commit(commit) => Machine::Commit {
                 id: TransactionId(commit.transaction),
@@ -359,6 +365,28 @@ impl TryFrom<v1::Command> for Command {
             term: command.term,
             sequence: command.sequence,
             order: Order::Command(machine),
+        })
+    }
+}
+
+impl From<&Announced> for v1::Announced {
+    fn from(announced: &Announced) -> Self {
+        Self {
+            transaction: announced.id.0,
+            mac: announced.mac.0.to_vec(),
+            heard_at: announced.at.0,
+        }
+    }
+}
+
+impl TryFrom<v1::Announced> for Announced {
+    type Error = Malformed;
+
+    fn try_from(announced: v1::Announced) -> Result<Self, Malformed> {
+        Ok(Self {
+            id: TransactionId(announced.transaction),
+            mac: mac("announced.mac", &announced.mac)?,
+            at: Timestamp(announced.heard_at),
         })
     }
 }

@@ -9,8 +9,9 @@ use super::{
 use crate::{
     addresses::IpFamily,
     coordinator::{
-        Activation, MigrateRequest, MigrationView, MoveView, Phase, PhaseTime, PlaceView, Progress,
-        Refusal, RefusalKind, RouterProgressView, RouterView, Timestamp, Unreachable, VmView,
+        Activation, Heard, MigrateRequest, MigrationView, MoveView, Phase, PhaseTime, PlaceView,
+        Progress, Refusal, RefusalKind, RouterProgressView, RouterView, Timestamp, Unreachable,
+        VmView,
     },
     names::SegmentName,
     planner::Vm,
@@ -54,7 +55,7 @@ macro_rules! same {
 }
 
 same!(Tier, Tier, "tier", { Edge, Aggregation, Core });
-same!(Activation, Activation, "activation", { Immediate, Manual });
+same!(Activation, Activation, "activation", { Immediate, Manual, OnAnnounce });
 same!(UnreachablePolicy, Unreachable, "unreachable", { Wait, Abort });
 same!(Phase, Phase, "phase", {
     Preparing, Prepared, Committing, Committed, Folding, Draining, Retiring, Done, Aborting,
@@ -211,6 +212,10 @@ impl From<&MigrationView> for v1::Migration {
                     identities: addresses_bytes(vm.identities),
                     from: Some((&vm.from).into()),
                     to: Some((&vm.to).into()),
+                    heard: vm.heard.as_ref().map(|heard| v1::Heard {
+                        router: heard.router.to_string(),
+                        at: heard.at.0,
+                    }),
                 })
                 .collect(),
             activation: v1::Activation::from(view.activation).into(),
@@ -249,6 +254,15 @@ impl TryFrom<v1::Migration> for MigrationView {
                         identities: addresses("migrating_vm.identities", &vm.identities)?,
                         from: required("migrating_vm.from", vm.from)?.try_into()?,
                         to: required("migrating_vm.to", vm.to)?.try_into()?,
+                        heard: vm
+                            .heard
+                            .map(|heard| {
+                                Ok::<_, Malformed>(Heard {
+                                    router: name("heard.router", &heard.router)?,
+                                    at: Timestamp(heard.at),
+                                })
+                            })
+                            .transpose()?,
                     })
                 })
                 .collect::<Result<_, Malformed>>()?,

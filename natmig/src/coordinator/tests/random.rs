@@ -37,8 +37,13 @@ enum Step {
     PassToDeadline,
     Migrate {
         moves: Vec<(u8, u8)>,
-        manual: bool,
+        activation: Activation,
         wait: bool,
+    },
+    /// A VM speaks, wherever it may be.
+    Speak {
+        vm: u8,
+        segment: u8,
     },
     /// VMs go home, and the trigger finds everything prepared.
     BringHome(Vec<u8>),
@@ -64,13 +69,22 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Crash),
         4 => (0_u16..7000).prop_map(Step::Pass),
         6 => Just(Step::PassToDeadline),
-        12 => (any_moves, prop::bool::weighted(0.3), prop::bool::weighted(0.3))
-            .prop_map(|(moves, manual, wait)| Step::Migrate { moves, manual, wait }),
+        12 => (any_moves, activation(), prop::bool::weighted(0.3))
+            .prop_map(|(moves, activation, wait)| Step::Migrate { moves, activation, wait }),
+        8 => (any::<u8>(), any::<u8>()).prop_map(|(vm, segment)| Step::Speak { vm, segment }),
         4 => prop::collection::vec(any::<u8>(), 1..3).prop_map(Step::BringHome),
         4 => any::<u8>().prop_map(Step::Activate),
         2 => any::<u8>().prop_map(Step::Abort),
         1 => any::<u8>().prop_map(Step::Drain),
         2 => any::<u8>().prop_map(Step::Undrain),
+    ]
+}
+
+fn activation() -> impl Strategy<Value = Activation> {
+    prop_oneof![
+        3 => Just(Activation::Immediate),
+        1 => Just(Activation::Manual),
+        1 => Just(Activation::OnAnnounce),
     ]
 }
 
@@ -136,7 +150,7 @@ fn apply(world: &mut World, step: Step) {
         }
         Step::Migrate {
             moves,
-            manual,
+            activation,
             wait,
         } => {
             let vms: Vec<VmName> = world
@@ -152,11 +166,7 @@ fn apply(world: &mut World, step: Step) {
                 .collect();
             let request = MigrateRequest {
                 moves,
-                activation: if manual {
-                    Activation::Manual
-                } else {
-                    Activation::Immediate
-                },
+                activation,
                 unreachable: if wait {
                     Unreachable::Wait
                 } else {
@@ -164,6 +174,12 @@ fn apply(world: &mut World, step: Step) {
                 },
             };
             refusable(world, Request::Migrate(request));
+        }
+        Step::Speak { vm, segment } => {
+            let vms: Vec<_> = world.store.vms.iter().map(|it| &it.vm.name).collect();
+            let segments: Vec<_> = world.topology.segments.keys().collect();
+            let (vm, segment) = (choose(&vms, vm).clone(), choose(&segments, segment).clone());
+            world.speak(vm.as_str(), segment.as_str());
         }
         Step::BringHome(vms) => bring_home(world, vms),
         Step::Activate(number) => {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     coordinator::{
-        Action, Activation, Answer, Command, Config, ConnectionId, Coordinator, Event,
+        Action, Activation, Announced, Answer, Command, Config, ConnectionId, Coordinator, Event,
         MigrateRequest, MigrationRecord, MigrationView, Phase, Refusal, Reply, Request, StoreOp,
         Stored, Timestamp, Unreachable,
     },
@@ -125,6 +125,41 @@ impl World {
             connection: id,
             report,
         });
+        self.tell_heard(name);
+    }
+
+    /// A VM speaks in a segment. Whoever awaits it there hears it, and says so if it is connected.
+    pub(super) fn speak(&mut self, vm: &str, segment: &str) {
+        let mac = self.coordinator.vm(&VmName::new(vm)).unwrap().mac;
+        for router in self.router_names() {
+            let segment = SegmentName::new(segment);
+            if self.topology.serves(&router, &segment) {
+                let now = self.now;
+                self.routers
+                    .get_mut(&router)
+                    .unwrap()
+                    .hear(mac, &segment, now);
+                self.tell_heard(&router);
+            }
+        }
+    }
+
+    /// A router says whom it heard.
+    fn tell_heard(&mut self, router: &RouterName) {
+        for announced in self.routers[router].heard() {
+            self.announced(router, announced);
+        }
+    }
+
+    /// A router says that it heard a VM, whether it is true or not.
+    pub(super) fn announced(&mut self, router: &RouterName, announced: Announced) {
+        if let Some(connection) = self.links.get(router).map(|link| link.id) {
+            self.event(Event::Announced {
+                router: router.clone(),
+                connection,
+                announced,
+            });
+        }
     }
 
     /// The connection breaks; what is under way is lost.
