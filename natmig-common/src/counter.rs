@@ -133,6 +133,14 @@ counters! {
     BindingTrafficLost = 35 Step "binding_traffic_lost";
     /// A header is in a part of a multi-buffer frame that the program cannot see.
     PassNotLinear = 36 Passed "pass_not_linear";
+    /// Step: the first frame of a VM that a migration waits to hear here.
+    VmHeard = 37 Step "vm_heard";
+    /// Step: an announcement of an awaited VM, but from another MAC address or access interface.
+    AnnouncementForged = 38 Step "announcement_forged";
+    /// Step: a RARP, gratuitous ARP or unsolicited advertisement that no migration waits for.
+    AnnouncementUnexpected = 39 Step "announcement_unexpected";
+    /// Step: the ring buffer was full when a VM was heard; the agent learns it from the table.
+    AnnouncementUnreported = 40 Step "announcement_unreported";
 }
 
 impl Counter {

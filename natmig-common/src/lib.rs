@@ -8,6 +8,7 @@
 #![no_std]
 
 mod activity;
+mod awaited;
 mod counter;
 mod entry;
 mod family;
@@ -20,6 +21,7 @@ mod trace;
 mod transaction;
 
 pub use activity::Activity;
+pub use awaited::{ANNOUNCED_RING_BYTES, AWAITED_COUNT, Announced, Awaited, AwaitedKey};
 pub use counter::{Counter, CounterClass, Traffic};
 pub use entry::{
     Action, BindingKey, BindingTotal, BindingTraffic, Entry, FLAG_HOME_EDGE, Mac, PackedTraffic,

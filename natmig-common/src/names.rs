@@ -46,6 +46,10 @@ pub const BINDING_TOTALS: &str = "BINDING_TOTALS";
 pub const TRACE: &str = "TRACE";
 /// Records of [`crate::TraceEvent`]. Ring buffer.
 pub const EVENTS: &str = "EVENTS";
+/// [`crate::Awaited`] by [`crate::AwaitedKey`]. Hash.
+pub const AWAITED: &str = "AWAITED";
+/// Records of [`crate::Announced`]. Ring buffer.
+pub const ANNOUNCED: &str = "ANNOUNCED";
 /// The single [`crate::Meta`]. Memory-mapped array; the program reads the gateway's MAC from it.
 pub const META: &str = "META";
 
@@ -55,7 +59,7 @@ pub const PROGRAM: &str = "natmig";
 pub const HEARTBEAT_PROGRAM: &str = "natmig_heartbeat";
 
 /// All maps, in the order in which they are created and pinned.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 26] = [
     META,
     ENTRIES_IPV4,
     ENTRIES_IPV6,
@@ -80,4 +84,6 @@ pub const MAPS: [&str; 24] = [
     BINDING_TOTALS,
     TRACE,
     EVENTS,
+    AWAITED,
+    ANNOUNCED,
 ];

@@ -72,6 +72,13 @@ pub trait Environment {
     /// Asks the kernel's routing and neighbour tables.
     fn fib<I: Ip>(&self, query: &RouteQuery<I>, hop: &mut Hop);
 
+    /// Takes note of a frame that the VM with this MAC address sent on the interface `ingress`, if a
+    /// migration waits for that.
+    fn hear(&self, mac: HardwareAddress, ingress: u32) -> Hearing;
+
+    /// Whether a migration waits to hear the VM with this MAC address.
+    fn awaits(&self, mac: HardwareAddress) -> bool;
+
     /// Counts a packet of `bytes` for the interface whose counters are at `slot`.
     fn count(&self, slot: u16, counter: Counter, bytes: u32);
 
@@ -82,6 +89,21 @@ pub trait Environment {
     /// could not be counted.
     #[must_use]
     fn count_binding<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool;
+}
+
+/// What a frame means to the migrations that wait to hear their VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// None waits for its sender.
+    Unawaited,
+    /// One waits for its sender, on another interface.
+    Elsewhere,
+    /// Its sender was heard before.
+    Again,
+    /// Its sender is heard for the first time.
+    First,
+    /// As `First`, but nobody could be told.
+    Unreported,
 }
 
 /// A question to the routing table.

@@ -30,6 +30,7 @@
 )]
 
 mod address;
+mod announce;
 mod barrier;
 pub mod checksum;
 mod egress;
@@ -54,7 +55,7 @@ mod translate;
 mod transport;
 
 pub use address::{Address, AddressIpv4, AddressIpv6, HardwareAddress};
-pub use environment::{Environment, Hop, HopKind, RouteQuery};
+pub use environment::{Environment, Hearing, Hop, HopKind, RouteQuery};
 pub use family::Ip;
 pub use find::{Found, Prefix};
 pub use frame::Frame;

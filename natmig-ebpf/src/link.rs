@@ -17,6 +17,7 @@ const ARP: u16 = 0x0806;
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
 pub(crate) const IPV6: u16 = 0x86dd;
+const REVERSE_ARP: u16 = 0x8035;
 
 /// Length of a tag, and of the header without any.
 const TAG: u16 = 4;
@@ -50,6 +51,7 @@ pub(crate) enum Kind {
     Ipv4,
     Ipv6,
     Arp,
+    ReverseArp,
     Other,
     Truncated,
 }
@@ -108,6 +110,7 @@ fn kind_of(kind: u16) -> Kind {
         IPV4 => Kind::Ipv4,
         IPV6 => Kind::Ipv6,
         ARP => Kind::Arp,
+        REVERSE_ARP => Kind::ReverseArp,
         _ => Kind::Other,
     }
 }

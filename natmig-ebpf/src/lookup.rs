@@ -79,6 +79,8 @@ pub struct Visible<I: Ip> {
     flags: u8,
     /// Whether a LOCAL version, pending ones included, is of the VM that sent the frame.
     sender: bool,
+    /// Whether it is a pending version alone that is of the VM that sent the frame.
+    arrives: bool,
     /// The VM's access interface.
     pub ifindex: u32,
     /// The VM's MAC address.
@@ -99,6 +101,7 @@ impl<I: Ip> Visible<I> {
         action: Action::Absent,
         flags: 0,
         sender: false,
+        arrives: false,
         ifindex: 0,
         mac: HardwareAddress::NONE,
         counterpart: I::Address::NONE,
@@ -113,6 +116,7 @@ impl<I: Ip> Visible<I> {
         self.action = Action::Absent;
         self.flags = 0;
         self.sender = false;
+        self.arrives = false;
     }
 
     /// The action that counts.
@@ -141,6 +145,12 @@ impl<I: Ip> Visible<I> {
     #[inline(always)]
     pub fn is_sender(&self) -> bool {
         self.sender
+    }
+
+    /// As [`Visible::is_sender`], of a VM that is here from the commit on.
+    #[inline(always)]
+    pub fn is_arriving(&self) -> bool {
+        self.arrives
     }
 }
 
@@ -223,6 +233,7 @@ pub(crate) fn look_at<E: Environment, I: Ip>(
         if sends(&pending, link) {
             visible.sender = true;
             visible.sender_locator = pending.counterpart();
+            visible.arrives = true;
         }
     }
 }

@@ -6,10 +6,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use natmig_common::{
-    Activity, BLOCK_BUCKETS, BindingKey, BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT,
-    CHUNK_LENGTH, Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop,
-    POOL_MASK_COUNT, PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT,
-    Settled, Slot, TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
+    ANNOUNCED_RING_BYTES, AWAITED_COUNT, Activity, Awaited, AwaitedKey, BLOCK_BUCKETS, BindingKey,
+    BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT, CHUNK_LENGTH, Counter, Entry,
+    Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop, POOL_MASK_COUNT,
+    PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT, Settled, Slot,
+    TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
 };
 use natmig_ebpf::Scratch;
 
@@ -113,6 +114,14 @@ pub(crate) static TRACE: Array<TraceFilter> = Array::with_max_entries(1, BPF_F_M
 
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
+
+/// Looked at for announcements, and for packets of VMs whose migration is not decided.
+#[map]
+pub(crate) static AWAITED: HashMap<AwaitedKey, Awaited> =
+    HashMap::with_max_entries(AWAITED_COUNT, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static ANNOUNCED: RingBuf = RingBuf::with_byte_size(ANNOUNCED_RING_BYTES, 0);
 
 /// What is kept of the packet that a CPU is processing, while it is traced; not pinned either.
 #[map]

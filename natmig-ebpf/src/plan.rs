@@ -8,6 +8,7 @@ use natmig_common::{Action, Counter, Interface, Role};
 
 use crate::{
     address::{Address as _, HardwareAddress},
+    announce,
     barrier::join,
     environment::Environment,
     family::Ip,
@@ -144,6 +145,9 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     } = state;
     if !ours && !takes_foreign(link, source, destination) {
         return Some(Outcome::Pass(Counter::PassForeignMac));
+    }
+    if source.is_arriving() {
+        announce::hear_any(environment, link);
     }
     plan.destination_index = destination.index;
     plan.source_index = source.index;

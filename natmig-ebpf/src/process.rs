@@ -4,6 +4,7 @@ use natmig_common::{Counter, FLAG_TRUNK, Family as _, Interface, Ipv4, Ipv6, Rol
 
 use crate::{
     address::Address as _,
+    announce,
     barrier::join,
     egress,
     environment::{Environment, HopKind},
@@ -83,7 +84,12 @@ fn decide<E: Environment>(
         Kind::Arp => {
             let Scratch { link, ipv4, .. } = scratch;
             ipv4.lookups.begin();
+            announce::hear_arp(environment, link, ipv4);
             arp::answer(environment, interface, link, ipv4)
+        }
+        Kind::ReverseArp => {
+            announce::hear_reverse_arp(environment, &scratch.link);
+            Outcome::Pass(Counter::PassOtherProtocol)
         }
         Kind::Other => Outcome::Pass(Counter::PassOtherProtocol),
         Kind::Truncated => Outcome::Pass(Counter::PassMalformed),
@@ -133,6 +139,7 @@ fn route<E: Environment, I: Ip>(
         return outcome;
     }
     if I::is_confined(&state.packet) || link.destination_mac.is_group() {
+        announce::hear_any(environment, link);
         return Outcome::Pass(Counter::PassMulticast);
     }
     if let Some(outcome) = plan::outer(environment, interface, link, state) {

@@ -3,7 +3,7 @@
 use core::{
     arch::asm,
     mem::MaybeUninit,
-    ptr::{addr_of, read_volatile, write_volatile},
+    ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
 };
 
 use aya_ebpf::{
@@ -12,16 +12,17 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
     helpers::{
-        bpf_fib_lookup, bpf_jiffies64, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
         bpf_xdp_get_buff_len,
     },
 };
 use natmig_common::{
-    BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop, PoolMask, PrefixBucket,
-    PrefixIpv4, Settled, VlanKey,
+    Announced, AwaitedKey, BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop,
+    PoolMask, PrefixBucket, PrefixIpv4, Settled, VlanKey,
 };
 use natmig_ebpf::{
-    Address as _, Environment, Frame, HardwareAddress, Hop, HopKind, Ip, RouteQuery, slot_word,
+    Address as _, Environment, Frame, HardwareAddress, Hearing, Hop, HopKind, Ip, RouteQuery,
+    slot_word,
 };
 
 use crate::{binding, maps, settings};
@@ -275,6 +276,44 @@ impl Environment for Xdp {
             }
             _ => HopKind::None,
         };
+    }
+
+    #[inline(always)]
+    fn hear(&self, mac: HardwareAddress, ingress: u32) -> Hearing {
+        let key = AwaitedKey::new(mac.bytes());
+        let Some(awaited) = maps::AWAITED.get_ptr_mut(key) else {
+            return Hearing::Unawaited;
+        };
+        // SAFETY: the element is valid memory for as long as the program runs, and not another VM's
+        // before the program has left; volatile, because other CPUs write it too. The helper has no
+        // preconditions.
+        unsafe {
+            if read_volatile(addr_of!((*awaited).ifindex)) != ingress {
+                return Hearing::Elsewhere;
+            }
+            if read_volatile(addr_of!((*awaited).heard_at)) != 0 {
+                return Hearing::Again;
+            }
+            let now = bpf_ktime_get_ns();
+            write_volatile(addr_of_mut!((*awaited).heard_at), now);
+            let announced = Announced {
+                transaction: read_volatile(addr_of!((*awaited).transaction)),
+                heard_at: now,
+                key,
+            };
+            if maps::ANNOUNCED.output::<Announced>(&announced, 0).is_ok() {
+                Hearing::First
+            } else {
+                Hearing::Unreported
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn awaits(&self, mac: HardwareAddress) -> bool {
+        maps::AWAITED
+            .get_ptr(AwaitedKey::new(mac.bytes()))
+            .is_some()
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use natmig_common::{Action, Counter, Interface, Ipv6, Role};
 use super::HEADER;
 use crate::{
     address::{Address as _, AddressIpv6},
-    checksum,
+    announce, checksum,
     environment::Environment,
     link::Link,
     lookup::lookup,
@@ -62,6 +62,8 @@ pub(crate) fn answer<E: Environment>(
     if !MESSAGES.contains(&kind) {
         return None;
     }
+    announce::hear_neighbor(environment, link, state, kind == ADVERTISEMENT);
+    let packet = &state.packet;
     if kind != SOLICITATION
         || message.byte::<1>() != 0
         || packet.hops != HOPS
