@@ -5,6 +5,7 @@
 
 mod address_map;
 pub mod announce;
+mod awaited;
 pub mod bindings;
 mod bpf;
 mod error;
@@ -45,6 +46,7 @@ use natmig_common::{
 
 pub use self::{
     announce::Announcement,
+    awaited::{Heard, TellHeard},
     error::RouterError,
     figures::{Addresses, Figures},
     guard::GuardCounter,
@@ -52,6 +54,7 @@ pub use self::{
     tables::Progress,
 };
 use self::{
+    awaited::Listener,
     family::Net,
     instance::{Instance, Lock},
     interfaces::Attached,
@@ -184,6 +187,10 @@ pub struct Router {
     /// Keeps routes and next hops, once it has been started.
     next_hops: Option<NextHops>,
     figures: Arc<Figures>,
+    /// There may be VMs that are awaited.
+    awaiting: bool,
+    /// Tells of VMs that are heard, once it has been started.
+    listener: Option<Listener>,
     #[expect(dead_code, reason = "held until the router is dropped")]
     lock: Lock,
 }
@@ -256,6 +263,8 @@ impl Router {
             waits: options.wait_for_table && !loader::has_links(instance)?,
             next_hops: None,
             figures: Arc::default(),
+            awaiting: true,
+            listener: None,
             lock,
         };
         router.adopt_interfaces()?;
@@ -266,6 +275,7 @@ impl Router {
             config.locator_pools.clone()
         };
         router.set_pools(&pools)?;
+        router.stop_awaiting_decided()?;
         router.save_state()?;
         let mut report = StartReport {
             adopted,
@@ -354,6 +364,8 @@ impl Router {
             waits: false,
             next_hops: None,
             figures: Arc::default(),
+            awaiting: true,
+            listener: None,
             lock,
         };
         router.adopt_interfaces()?;
@@ -425,6 +437,7 @@ impl Router {
     /// need none of them, so the caller acknowledges a commit first; every other change settles
     /// by itself before it begins.
     pub fn settle(&mut self) -> Result<(), RouterError> {
+        self.stop_awaiting_decided()?;
         let following = std::mem::take(&mut self.following);
         if self.unsettled {
             return self.reconcile();

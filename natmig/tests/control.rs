@@ -7,10 +7,14 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use natmig::{coordinator::Phase, proto::v1, rule::Rule};
+use natmig::{
+    coordinator::Phase,
+    proto::v1,
+    rule::{MacAddress, Rule},
+};
 use support::{
-    CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, start, start_request, until, vm,
-    vms,
+    CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, speak, start, start_request, until,
+    vm, vms,
 };
 use tonic::Code;
 
@@ -225,6 +229,44 @@ async fn agent_that_restarts_in_doubt_is_told_the_outcome() {
         .await
         .unwrap();
     reach(&mut client, id, Phase::is_final).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_that_is_heard_while_agents_or_controller_are_away_commits_its_migration() {
+    let (mut fabric, mut controller, mut client) = Fabric::ready().await;
+    let mac = MacAddress(vm("vm1", 10).mac.try_into().unwrap());
+    for (number, segment) in (1_u64..).zip(["rack2", "rack3", "rack1"]) {
+        let edge = segment.replace("rack", "edge");
+        let mut request = start_request(&["vm1"], segment);
+        request.activation = v1::Activation::OnAnnounce.into();
+        let id = start(&mut client, request).await;
+        reach(&mut client, id, |phase| phase == Phase::Prepared).await;
+        for router in ROUTERS.iter().filter(|router| **router != edge) {
+            // It speaks where nobody waits for it.
+            speak(&fabric.memory(router), mac, number);
+        }
+        match segment {
+            "rack2" => speak(&fabric.memory(&edge), mac, number),
+            "rack3" => {
+                fabric.stop_agent(&edge).await;
+                speak(&fabric.memory(&edge), mac, number);
+                fabric.start_agent(&edge);
+            }
+            _ => {
+                controller.stop().await;
+                speak(&fabric.memory(&edge), mac, number);
+                controller = fabric.controller().await;
+                client = fabric.client().await;
+            }
+        }
+        let view = reach(&mut client, id, Phase::is_success).await;
+        let heard = view.vms[0].heard.clone().unwrap();
+        assert_eq!((heard.router.as_str(), heard.at.0), (&*edge, number));
+        reach(&mut client, id, Phase::is_final).await;
+        assert!(fabric.memory(&edge).lock().unwrap().awaited.is_empty());
+    }
     fabric.tables_agree(&vms(&mut client).await).unwrap();
     fabric.finish(controller).await;
 }

@@ -17,14 +17,21 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use natmig::{
     config::RouterConfig,
     metrics::{Metrics as _, RouterMetrics},
-    router::{Router, RouterError, StartOptions, Started, bindings::BindingsError, reader::Reader},
+    router::{
+        Announcement, Heard, Router, RouterError, StartOptions, Started, bindings::BindingsError,
+        reader::Reader,
+    },
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
 use natmig_common::{PackedTraffic, SlotState};
@@ -542,6 +549,111 @@ fn a_commit_is_announced_also_by_a_successor() {
         assert_eq!(announced, [IDENTITY, VISITOR_GATEWAY]);
         natmig::router::announce::send(&announcements).unwrap();
         assert!(router.take_announcements().is_empty());
+    });
+}
+
+/// Sends RARP as QEMU does out of an interface's peer, in the name of the VM with this MAC address.
+fn announce(interface: &str, mac: MacAddress) {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac.0);
+    frame.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    for _ in 0..2 {
+        frame.extend(mac.0);
+        frame.extend([0; 4]);
+    }
+    frame.resize(60, 0);
+    let announcement = Announcement {
+        ifindex: nix::net::if_::if_nametoindex(interface).unwrap(),
+        address: VISITOR,
+        frame,
+    };
+    natmig::router::announce::send(&[announcement]).unwrap();
+}
+
+/// Who was heard, once somebody was.
+fn heard(router: &Router) -> Vec<(TransactionId, MacAddress)> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let heard = router.heard().unwrap();
+        if !heard.is_empty() || Instant::now() > deadline {
+            return heard.iter().map(|heard| (heard.id, heard.mac)).collect();
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_was_heard_is_kept_until_the_decision_whoever_dies() {
+    in_place(|place| {
+        let visitor = at(0x20).mac;
+        let Started { mut router, .. } = place.start();
+        router.replace(&before()).unwrap();
+        // Nobody waits for it, and then nobody waits for it there, or for that one.
+        announce("acc0-peer", visitor);
+        router.prepare(MOVE, &changes()).unwrap();
+        router.await_announcements(MOVE, &changes()).unwrap();
+        announce("fab0-peer", visitor);
+        announce("acc0-peer", at(0x66).mac);
+        assert_eq!(router.heard().unwrap(), []);
+        drop(router);
+
+        // It speaks while no agent runs; the successor is asked to prepare again.
+        announce("acc0-peer", visitor);
+        let Started { mut router, .. } = place.start();
+        assert_eq!(heard(&router), [(MOVE, visitor)]);
+        let first = router.heard().unwrap();
+        router.prepare(MOVE, &changes()).unwrap();
+        router.await_announcements(MOVE, &changes()).unwrap();
+        assert_eq!(router.heard().unwrap(), first, "it is not forgotten");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let age = now.as_nanos() - u128::from(first[0].at);
+        assert!(age < Duration::from_mins(5).as_nanos(), "{age} ns ago");
+
+        router.abort(MOVE).unwrap();
+        router.settle().unwrap();
+        assert_eq!(router.heard().unwrap(), []);
+        router.prepare(NEXT_MOVE, &changes()).unwrap();
+        router.await_announcements(NEXT_MOVE, &changes()).unwrap();
+        assert_eq!(router.heard().unwrap(), [], "of the one before");
+        announce("acc0-peer", visitor);
+        assert_eq!(heard(&router), [(NEXT_MOVE, visitor)]);
+        router.commit(NEXT_MOVE).unwrap();
+        drop(router);
+        // Killed before it cleared up.
+        let Started { router, .. } = place.start();
+        assert_eq!(router.heard().unwrap(), []);
+    });
+}
+
+#[test]
+fn vms_are_told_of_as_they_are_heard() {
+    in_place(|place| {
+        let visitor = at(0x20).mac;
+        let Started { mut router, .. } = place.start();
+        router.replace(&before()).unwrap();
+        router.prepare(MOVE, &changes()).unwrap();
+        router.await_announcements(MOVE, &changes()).unwrap();
+        let (tell, told) = mpsc::channel();
+        let tell = move |heard: Vec<Heard>| tell.send(heard).is_ok();
+        router.listen(Box::new(tell)).unwrap();
+        announce("acc0-peer", visitor);
+        let first = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(
+            first
+                .iter()
+                .map(|heard| (heard.id, heard.mac))
+                .collect::<Vec<_>>(),
+            [(MOVE, visitor)]
+        );
+        // Whoever listens from here on is told too.
+        let (tell, told) = mpsc::channel();
+        let tell = move |heard: Vec<Heard>| tell.send(heard).is_ok();
+        router.listen(Box::new(tell)).unwrap();
+        let again = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(again[0].mac, visitor);
+        drop(router);
+        // The listener ended with it.
+        while told.recv().is_ok() {}
     });
 }
 

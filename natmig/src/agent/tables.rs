@@ -6,7 +6,10 @@ use ipnet::IpNet;
 
 use crate::{
     digest::{Parts, TableDigest},
-    router::{Announcement, CommitReport, Held, Router, RouterError, next_hops::PrefixRoute},
+    router::{
+        Announcement, CommitReport, Heard, Held, Router, RouterError, TellHeard,
+        next_hops::PrefixRoute,
+    },
     rule::{Changes, Rule, TransactionId},
 };
 
@@ -20,6 +23,19 @@ pub type SetRoutes = Box<dyn FnMut(Vec<PrefixRoute>) -> bool + Send>;
 )]
 pub trait Tables: Send + 'static {
     fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError>;
+    fn await_announcements(
+        &mut self,
+        _id: TransactionId,
+        _changes: &Changes,
+    ) -> Result<(), RouterError> {
+        Ok(())
+    }
+    fn heard(&self) -> Result<Vec<Heard>, RouterError> {
+        Ok(Vec::new())
+    }
+    fn listen(&mut self, _tell: TellHeard) -> Result<(), RouterError> {
+        Ok(())
+    }
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError>;
     /// Called after a command was answered.
     fn settle(&mut self) -> Result<(), RouterError> {
@@ -50,6 +66,22 @@ pub trait Tables: Send + 'static {
 impl Tables for Router {
     fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
         self.prepare(id, changes)
+    }
+
+    fn await_announcements(
+        &mut self,
+        id: TransactionId,
+        changes: &Changes,
+    ) -> Result<(), RouterError> {
+        self.await_announcements(id, changes)
+    }
+
+    fn heard(&self) -> Result<Vec<Heard>, RouterError> {
+        self.heard()
+    }
+
+    fn listen(&mut self, tell: TellHeard) -> Result<(), RouterError> {
+        self.listen(tell)
     }
 
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {

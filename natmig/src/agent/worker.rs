@@ -6,6 +6,7 @@
 //! before the next session's report is made, so that the report tells the truth.
 
 use std::{
+    collections::BTreeSet,
     io,
     thread::{self, JoinHandle},
     time::Instant,
@@ -16,10 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{announcer::Announcer, tables::Tables, term::TermFile};
 use crate::{
-    coordinator::{Command as Machine, Held, HeldState, Timestamp},
+    coordinator::{Announced, Command as Machine, Held, HeldState, Timestamp},
     digest::TableDigest,
     proto::{Command, Order, Outcome, Reply, v1},
-    router::{RouterError, next_hops::PrefixRoute},
+    router::{Heard, RouterError, next_hops::PrefixRoute},
+    rule::{MacAddress, TransactionId},
 };
 
 /// Commands that may wait for the tables; more than that stop the stream, not the memory.
@@ -37,6 +39,8 @@ pub(super) enum Work {
         routes: Vec<PrefixRoute>,
         done: oneshot::Sender<()>,
     },
+    /// VMs were heard; some of them may have been told of already.
+    Heard(Vec<Heard>),
     /// Carry out a command, and send the reply to its session.
     Command {
         command: Command,
@@ -68,11 +72,21 @@ pub(super) fn start<T: Tables>(
         term,
         announcer,
         ready,
+        session: None,
+        told: BTreeSet::new(),
     };
     let queue_for_routes = work.downgrade();
     let set_routes = move |routes| set_routes(&queue_for_routes, routes);
     if let Err(error) = state.tables.keep_next_hops(Box::new(set_routes)) {
         tracing::warn!(%error, "next hops are asked of the kernel for every packet");
+    }
+    let queue_for_heard = work.downgrade();
+    let tell_heard = move |heard| {
+        let queue = queue_for_heard.upgrade();
+        queue.is_some_and(|queue| queue.blocking_send(Work::Heard(heard)).is_ok())
+    };
+    if let Err(error) = state.tables.listen(Box::new(tell_heard)) {
+        tracing::warn!(%error, "announcements are heard only when a session begins");
     }
     let thread = thread::Builder::new()
         .name("tables".to_owned())
@@ -99,6 +113,10 @@ struct State<T> {
     term: TermFile,
     announcer: Announcer,
     ready: fn(),
+    /// Where VMs that are heard are told, once a session was welcomed.
+    session: Option<mpsc::Sender<v1::FromAgent>>,
+    /// What was told in this session.
+    told: BTreeSet<(TransactionId, MacAddress)>,
 }
 
 impl<T: Tables> State<T> {
@@ -129,11 +147,15 @@ impl<T: Tables> State<T> {
                     tracing::debug!("the keeper of next hops ended before its routes were set");
                 }
             }
+            Work::Heard(heard) => self.tell(&heard),
             Work::Command { command, replies } => {
                 let sequence = command.sequence;
+                let ended = ended(&command.order);
+                let begins = matches!(command.order, Order::Welcome);
                 let begun = Instant::now();
                 let outcome = self.carry_out(command);
                 tracing::debug!(sequence, took = ?begun.elapsed(), ?outcome, "carried out");
+                let begins = begins && matches!(outcome, Outcome::Done);
                 let reply = v1::FromAgent {
                     message: Some(v1::from_agent::Message::Reply(
                         (&Reply { sequence, outcome }).into(),
@@ -146,6 +168,40 @@ impl<T: Tables> State<T> {
                 if let Err(error) = self.tables.settle() {
                     tracing::error!(%error, "host routes do not follow yet");
                 }
+                self.told.retain(|(id, _)| Some(*id) != ended);
+                if begins {
+                    self.begin_telling(replies);
+                }
+            }
+        }
+    }
+
+    /// Tells a session that has begun of all VMs that were heard, and of those that will be.
+    fn begin_telling(&mut self, session: mpsc::Sender<v1::FromAgent>) {
+        self.session = Some(session);
+        self.told.clear();
+        match self.tables.heard() {
+            Ok(heard) => self.tell(&heard),
+            Err(error) => tracing::error!(%error, "VMs that were heard are told late"),
+        }
+    }
+
+    /// Tells the session of VMs that were heard, each once.
+    fn tell(&mut self, heard: &[Heard]) {
+        for Heard { id, mac, at } in heard.iter().copied() {
+            let Some(session) = &self.session else { return };
+            if !self.told.insert((id, mac)) {
+                continue;
+            }
+            tracing::info!(transaction = %id, %mac, "heard a VM");
+            let at = Timestamp(at);
+            let announced = v1::from_agent::Message::Announced((&Announced { id, mac, at }).into());
+            let message = v1::FromAgent {
+                message: Some(announced),
+            };
+            if session.blocking_send(message).is_err() {
+                // The next session is told of all of them.
+                self.session = None;
             }
         }
     }
@@ -197,7 +253,17 @@ impl<T: Tables> State<T> {
                     .collect();
                 self.tables.replace(&parts, &rules)
             }
-            Machine::Prepare { id, changes, .. } => self.tables.prepare(id, &changes),
+            Machine::Prepare {
+                id,
+                changes,
+                await_announcements,
+            } => self.tables.prepare(id, &changes).and_then(|()| {
+                if await_announcements {
+                    self.tables.await_announcements(id, &changes)
+                } else {
+                    Ok(())
+                }
+            }),
             Machine::Commit { id } => {
                 return match self.tables.commit(id) {
                     Ok(report) => {
@@ -219,6 +285,21 @@ impl<T: Tables> State<T> {
             Ok(()) => Outcome::Done,
             Err(error) => refused(&error),
         }
+    }
+}
+
+/// The transaction of which nothing is to be heard after this.
+fn ended(order: &Order) -> Option<TransactionId> {
+    match order {
+        Order::Command(Machine::Commit { id } | Machine::Abort { id }) => Some(*id),
+        Order::Welcome
+        | Order::Command(
+            Machine::SetPools { .. }
+            | Machine::Prepare { .. }
+            | Machine::Fold { .. }
+            | Machine::Retire { .. }
+            | Machine::Replace { .. },
+        ) => None,
     }
 }
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use natmig_common::{
-    ABI_VERSION, Activity, BindingKey, BindingTotal, BindingTraffic, BlockBucket, Entry, Heartbeat,
-    Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Settled,
-    Slot, Traffic, VlanKey, names,
+    ABI_VERSION, Activity, Awaited, AwaitedKey, BindingKey, BindingTotal, BindingTraffic,
+    BlockBucket, Entry, Heartbeat, Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask,
+    PrefixBucket, PrefixIpv4, Settled, Slot, Traffic, VlanKey, names,
 };
 
 use super::{
@@ -66,6 +66,7 @@ pub(super) struct Maps {
     pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,
+    pub(super) awaited: MapHandle,
 }
 
 /// Bytes of kernel memory that an instance's maps take.
@@ -151,6 +152,7 @@ impl Maps {
             vlans: opener.map::<VlanKey, u32>(names::VLANS)?,
             counters: opener.map::<u32, Traffic>(names::COUNTERS)?,
             totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
+            awaited: opener.map::<AwaitedKey, Awaited>(names::AWAITED)?,
         })
     }
 

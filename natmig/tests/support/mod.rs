@@ -27,8 +27,8 @@ use natmig::{
     digest::{Parts, TableDigest},
     names::RouterName,
     proto::v1::{self, control_service_client::ControlServiceClient},
-    router::{Announcement, CommitReport, Held, RouterError},
-    rule::{Changes, Rule, TransactionId},
+    router::{Announcement, CommitReport, Heard, Held, RouterError, TellHeard},
+    rule::{Changes, MacAddress, Rule, TransactionId},
     store::{FileStore, Store, StoreError},
 };
 use natmig_common::SlotState;
@@ -113,6 +113,52 @@ pub struct Memory {
     pub waiting: Option<String>,
     /// Refuses to prepare.
     pub refuses: bool,
+    /// VMs that are awaited, and when they were heard.
+    pub awaited: BTreeMap<(TransactionId, MacAddress), Option<u64>>,
+    /// Who is told of VMs that are heard: the running agent.
+    pub ear: Ear,
+}
+
+/// Tells the running agent of VMs that are heard.
+#[derive(Default)]
+pub struct Ear(Option<TellHeard>);
+
+impl std::fmt::Debug for Ear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Ear").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Memory {
+    /// Whoever waits for the VM hears it, at `at`.
+    fn hear(&mut self, mac: MacAddress, at: u64) {
+        let awaited = self.awaited.iter_mut();
+        for (_, heard) in awaited.filter(|((_, other), _)| *other == mac) {
+            heard.get_or_insert(at);
+        }
+    }
+
+    fn heard(&self) -> Vec<Heard> {
+        let heard = |(&(id, mac), at): (&(TransactionId, MacAddress), &Option<u64>)| {
+            at.map(|at| Heard { id, mac, at })
+        };
+        self.awaited.iter().filter_map(heard).collect()
+    }
+}
+
+/// A VM speaks on a router; the router's agent hears of it, if there is one.
+pub fn speak(memory: &Mutex<Memory>, mac: MacAddress, at: u64) {
+    let (heard, ear) = {
+        let mut memory = memory.lock().unwrap();
+        memory.hear(mac, at);
+        (memory.heard(), memory.ear.0.take())
+    };
+    // Without the lock: the agent's queue may be full of what needs it.
+    if let Some(mut tell) = ear
+        && tell(heard)
+    {
+        memory.lock().unwrap().ear = Ear(Some(tell));
+    }
 }
 
 /// A double of a router's tables.
@@ -161,8 +207,32 @@ impl Tables for MemoryTables {
         }
     }
 
+    fn await_announcements(
+        &mut self,
+        id: TransactionId,
+        changes: &Changes,
+    ) -> Result<(), RouterError> {
+        let mut memory = self.enter("await_announcements");
+        for change in &changes.pending {
+            if let Rule::Local { at, .. } = &change.rule {
+                memory.awaited.entry((id, at.mac)).or_default();
+            }
+        }
+        Ok(())
+    }
+
+    fn heard(&self) -> Result<Vec<Heard>, RouterError> {
+        Ok(self.0.lock().unwrap().heard())
+    }
+
+    fn listen(&mut self, tell: TellHeard) -> Result<(), RouterError> {
+        self.0.lock().unwrap().ear = Ear(Some(tell));
+        Ok(())
+    }
+
     fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let mut memory = self.enter("commit");
+        memory.awaited.retain(|(other, _), _| *other != id);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let (_, committed) = memory
             .held
@@ -177,6 +247,7 @@ impl Tables for MemoryTables {
 
     fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
         let mut memory = self.enter("abort");
+        memory.awaited.retain(|(other, _), _| *other != id);
         if let Some((_, Some(_))) = memory.held.get(&id) {
             return Err(RouterError::AlreadyCommitted(id));
         }

@@ -133,13 +133,18 @@ impl Client {
 
     /// Asks for a migration that waits to be activated; returns its number.
     pub fn migrate(&self, moves: &[(&str, &str)]) -> Result<u64> {
+        self.migrate_on("manual", moves)
+    }
+
+    /// Asks for a migration that is activated in this way (`--activate`); returns its number.
+    pub fn migrate_on(&self, activation: &str, moves: &[(&str, &str)]) -> Result<u64> {
         let pairs: Vec<String> = moves
             .iter()
             .map(|(vm, segment)| format!("{vm}={segment}"))
             .collect();
         let mut arguments = vec!["migrate"];
         arguments.extend(pairs.iter().map(String::as_str));
-        arguments.extend(["--activate", "manual", "--json"]);
+        arguments.extend(["--activate", activation, "--json"]);
         let migration: Migration = parse(&self.ask(&arguments)?)?;
         Ok(migration.id)
     }

@@ -321,8 +321,13 @@ impl Lab {
 
     /// Asks for a migration and waits until every router is prepared.
     pub fn prepare(&self, moves: &[(&str, &str)]) -> Result<u64> {
+        self.prepare_on("manual", moves)
+    }
+
+    /// As [`Self::prepare`], of a migration that is activated in this way (`--activate`).
+    pub fn prepare_on(&self, activation: &str, moves: &[(&str, &str)]) -> Result<u64> {
         let client = self.client()?;
-        let id = client.migrate(moves)?;
+        let id = client.migrate_on(activation, moves)?;
         client.wait(id, "prepared", PATIENCE, |migration| {
             migration.phase == "prepared"
         })?;
@@ -365,6 +370,11 @@ impl Lab {
 
     /// First part of [`Self::migrate`]: all routers are prepared.
     pub fn begin(&self, title: &str, moves: &[(&str, &str)]) -> Result<Step> {
+        self.begin_on("manual", title, moves)
+    }
+
+    /// As [`Self::begin`], of a migration that is activated in this way (`--activate`).
+    pub fn begin_on(&self, activation: &str, title: &str, moves: &[(&str, &str)]) -> Result<Step> {
         let places: Result<Vec<Move>> = moves
             .iter()
             .map(|(vm, to)| {
@@ -382,7 +392,7 @@ impl Lab {
             .collect();
         let moves_made = places?;
         let asked = clock::now();
-        let id = self.prepare(moves)?;
+        let id = self.prepare_on(activation, moves)?;
         Ok(Step {
             id,
             title: title.to_owned(),

@@ -462,11 +462,25 @@ impl Network {
         self.node(segment)?.enter(|| device::add_port("rack", vm))?;
         self.node(&plug_node(vm))?.enter(|| {
             device::add_port("plug", segment)?;
-            announce(segment, address)
+            let mac = vm_mac(address);
+            announce(segment, mac, mac)
         })?;
         let done = clock::now();
         self.places.insert(vm.to_owned(), Some(segment.to_owned()));
         Ok(done)
+    }
+
+    /// Sends the RARP frame of [`Self::plug`] out of a node's interface: from the MAC address `source`,
+    /// in the name of `named`.
+    pub fn announce(
+        &self,
+        node: &str,
+        interface: &str,
+        source: [u8; 6],
+        named: [u8; 6],
+    ) -> Result<()> {
+        self.node(node)?
+            .enter(|| announce(interface, source, named))
     }
 
     /// Prefix of the pools that no endpoint may ever see.
@@ -480,19 +494,23 @@ fn management_address(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, u8::try_from(index + 1).unwrap_or(u8::MAX))
 }
 
-/// Sends the RARP frame with which QEMU tells switches where a guest is, out of `interface`.
-fn announce(interface: &str, address: Ipv4Addr) -> Result<()> {
-    const RARP: [u8; 2] = [0x80, 0x35];
+/// A VM's MAC address.
+pub fn vm_mac(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    let mac = [2, 0, a, b, c, d];
+    [2, 0, a, b, c, d]
+}
+
+/// Sends the RARP frame with which QEMU tells switches where a guest is, out of `interface`.
+fn announce(interface: &str, source: [u8; 6], named: [u8; 6]) -> Result<()> {
+    const RARP: [u8; 2] = [0x80, 0x35];
     let mut frame = Vec::with_capacity(60);
     frame.extend([0xff; 6]);
-    frame.extend(mac);
+    frame.extend(source);
     frame.extend(RARP);
     // Ethernet, IPv4, lengths of both, request reverse.
     frame.extend([0, 1, 8, 0, 6, 4, 0, 3]);
     for _ in 0..2 {
-        frame.extend(mac);
+        frame.extend(named);
         frame.extend([0; 4]);
     }
     frame.resize(60, 0);

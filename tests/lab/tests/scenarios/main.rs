@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
+mod announcements;
 mod common;
 mod crashes;
 mod families;
