@@ -295,6 +295,7 @@ fn ended(order: &Order) -> Option<TransactionId> {
         Order::Welcome
         | Order::Command(
             Machine::SetPools { .. }
+            | Machine::Attach
             | Machine::Prepare { .. }
             | Machine::Fold { .. }
             | Machine::Retire { .. }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use natmig::{
     addresses::Addresses,
     coordinator::{
-        Activation, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Timestamp, Unreachable,
+        Activation, Heard, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Timestamp,
+        Unreachable,
     },
     names::{RouterName, SegmentName, VmName},
     planner::{Binding, Move, Vm, VmState},
@@ -62,6 +63,14 @@ pub fn migration(number: u8) -> MigrationRecord {
         )]
         .into(),
         uncleared: [RouterName::new("edge1")].into(),
+        heard: [(
+            VmName::new(format!("vm{number}")),
+            Heard {
+                router: RouterName::new("edge2"),
+                at: Timestamp(3),
+            },
+        )]
+        .into(),
     }
 }
 

@@ -153,9 +153,10 @@ pub fn speak(memory: &Mutex<Memory>, mac: MacAddress, at: u64) {
         memory.hear(mac, at);
         (memory.heard(), memory.ear.0.take())
     };
-    // Without the lock: the agent's queue may be full of what needs it.
+    // Without the lock: the agent's queue may be full of what needs it. Agents are told by a thread of
+    // the router's, which may wait.
     if let Some(mut tell) = ear
-        && tell(heard)
+        && tokio::task::block_in_place(|| tell(heard))
     {
         memory.lock().unwrap().ear = Ear(Some(tell));
     }

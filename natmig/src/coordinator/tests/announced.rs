@@ -208,6 +208,7 @@ fn only_the_new_edge_is_believed_and_only_of_what_migrates() {
     world.announced(&name("edge2b"), Announced { id, mac: vm1, at });
     let by = Some("edge2b".to_owned());
     assert_eq!(heard(&world, id), [("vm1".to_owned(), by)]);
+    world.request(Request::Abort(manual)).unwrap();
     finish(&mut world, id);
 }
 
