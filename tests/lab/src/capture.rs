@@ -3,6 +3,7 @@
 //! quote.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -86,6 +87,8 @@ pub struct Findings {
     pub misdelivered: Vec<(u32, String)>,
     /// Leaks by flow.
     pub leaked_by_flow: Vec<u64>,
+    /// The first frame that came into each interface, by node and interface.
+    pub first: BTreeMap<(String, String), Vec<u8>>,
 }
 
 /// Running captures.
@@ -217,14 +220,13 @@ fn capture(taps: &[Tap], pools: &[IpNet], flows: &[Flow], stop: &AtomicBool) -> 
         for (tap, _) in taps.iter().zip(ready).filter(|(_, ready)| *ready) {
             while let Some((length, direction)) = receive(tap, &mut buffer) {
                 findings.frames += 1;
-                inspect(
-                    tap,
-                    &buffer[..length],
-                    direction,
-                    pools,
-                    flows,
-                    &mut findings,
-                );
+                let frame = &buffer[..length];
+                if direction != Direction::Sent {
+                    let place = (tap.node.clone(), tap.interface.clone());
+                    let first = findings.first.entry(place);
+                    first.or_insert_with(|| frame.to_vec());
+                }
+                inspect(tap, frame, direction, pools, flows, &mut findings);
             }
         }
     }

@@ -25,6 +25,27 @@ pub struct Migration {
     /// What each router did.
     #[serde(default)]
     pub routers: Vec<MigrationRouter>,
+    /// Its VMs.
+    #[serde(default)]
+    pub vms: Vec<MigrationVm>,
+}
+
+/// A VM of a migration.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MigrationVm {
+    /// Its name.
+    pub vm: String,
+    /// That it was heard at its new place.
+    pub heard: Option<Heard>,
+}
+
+/// A router heard a VM.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Heard {
+    /// The router.
+    pub router: String,
+    /// When, in nanoseconds since the epoch.
+    pub at: u64,
 }
 
 /// When a phase began.
