@@ -144,7 +144,7 @@ counters! {
 }
 
 impl Counter {
-    /// Elements of the `COUNTERS` map per interface; at least the number of counters.
+    /// Counters in an element of the `COUNTERS` map; at least as many as there are.
     pub const COUNT: u32 = 64;
 
     /// The counter's number.
@@ -154,7 +154,10 @@ impl Counter {
     }
 }
 
-/// An element of the per-CPU `COUNTERS` map.
+/// An element of the per-CPU `COUNTERS` map: an interface's counters, by number.
+pub type InterfaceTraffic = [Traffic; Counter::COUNT as usize];
+
+/// What a counter of an interface has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Traffic {

@@ -107,22 +107,12 @@ unsafe impl<F: Family> Zeroable for Entry<F> {}
 // SAFETY: as above.
 unsafe impl<F: Family> Pod for Entry<F> {}
 
-/// Traffic of one bound address: an element of the `BINDING_COUNTERS_*` map of the family, where
-/// bank `b` of entry `e` is element `b * capacity of ENTRIES + e`. A CPU adds to bank
-/// `cpu % banks`, atomically.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, align(16))]
-pub struct BindingTraffic {
-    /// [`PackedTraffic`] to the address.
-    pub to: u64,
-    /// [`PackedTraffic`] from the address.
-    pub from: u64,
-}
-
-/// Packets and bytes in one word, so that one addition counts both. The highest bit of each half is
+/// Element of the `BINDING_COUNTERS_*` map of the family, see [`binding_counter`]: packets and bytes in
+/// one word, so that one addition counts both. The highest bit of each half is
 /// a guard: who sees one set takes the word (exchanging it for 0) and adds it to the entry's element
 /// of `BINDING_TOTALS`, long before either half overflows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
 pub struct PackedTraffic(pub u64);
 
 impl PackedTraffic {
@@ -131,10 +121,16 @@ impl PackedTraffic {
     /// The guards: 2^37 bytes (137 GB) and 2^25 packets.
     const GUARDS: u64 = 1 << 63 | 1 << (Self::BYTE_BITS - 1);
 
+    /// So many packets, of so many bytes in all.
+    #[inline]
+    pub const fn new(packets: u32, bytes: u32) -> Self {
+        Self((packets as u64) << Self::BYTE_BITS | bytes as u64)
+    }
+
     /// One packet of this many bytes.
     #[inline]
     pub const fn packet(bytes: u32) -> Self {
-        Self(1 << Self::BYTE_BITS | bytes as u64)
+        Self::new(1, bytes)
     }
 
     /// Whether the word is to be taken.
@@ -156,8 +152,17 @@ impl PackedTraffic {
     }
 }
 
+/// Which element of `BINDING_COUNTERS_*` counts traffic to (or from) the address of an entry in a bank.
+/// A CPU adds to bank `cpu % banks`, atomically. A bank has `capacity` elements, one per entry, for
+/// traffic to addresses, then as many for traffic from them: traffic of one kind stays close together.
+#[inline]
+pub const fn binding_counter(bank: u32, capacity: u32, entry: u32, to: bool) -> u32 {
+    let plane = bank.wrapping_mul(2).wrapping_add(!to as u32);
+    plane.wrapping_mul(capacity).wrapping_add(entry)
+}
+
 /// Element of the `BINDING_TOTALS` hash, key [`BindingKey`]: what was taken out of the entry's
-/// [`BindingTraffic`]. Only busy addresses have one.
+/// [`PackedTraffic`]. Only busy addresses have one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct BindingTotal {
@@ -194,6 +199,6 @@ const _: () = {
     assert!(core::mem::offset_of!(Entry<Ipv6>, pending) == 80);
     // The first line has the settled version but for its `forward`.
     assert!(32 + core::mem::offset_of!(Version<Ipv6>, forward) == 64);
-    assert!(size_of::<BindingTraffic>() == 16);
+    assert!(size_of::<PackedTraffic>() == 8);
     assert!(size_of::<BindingTotal>() == 32);
 };

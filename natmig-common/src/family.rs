@@ -22,6 +22,8 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + PartialEq + Eq + 's
     type Octets: Pod + Default + core::fmt::Debug + PartialEq + Eq;
     /// What fills an [`crate::Entry`] up to a multiple of 8 bytes behind its address.
     type Padding: Pod + Default + core::fmt::Debug + PartialEq + Eq;
+    /// What fills a [`crate::Settled`] up to a multiple of 8 bytes.
+    type SettledPadding: Pod + Default + core::fmt::Debug + PartialEq + Eq;
     /// `Entry::family` of an entry in use.
     const NUMBER: u8;
     /// The unspecified address, which stands for "none".
@@ -31,6 +33,7 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + PartialEq + Eq + 's
 impl Family for Ipv4 {
     type Octets = [u8; 4];
     type Padding = [u8; 3];
+    type SettledPadding = [u8; 0];
     const NUMBER: u8 = 4;
     const UNSPECIFIED: [u8; 4] = [0; 4];
 }
@@ -38,6 +41,7 @@ impl Family for Ipv4 {
 impl Family for Ipv6 {
     type Octets = [u8; 16];
     type Padding = [u8; 7];
+    type SettledPadding = [u8; 4];
     const NUMBER: u8 = 6;
     const UNSPECIFIED: [u8; 16] = [0; 16];
 }

@@ -66,8 +66,7 @@ pub struct Interface {
     pub role: u8,
     /// `FLAG_*` bits.
     pub flags: u8,
-    /// Where the interface's counters are: element `slot * Counter::COUNT + counter`.
-    /// From 1 on; see [`UNKNOWN_SLOT`].
+    /// Element of `COUNTERS` with the interface's counters, from 1 on; see [`UNKNOWN_SLOT`].
     pub slot: u16,
     /// The interface's own MAC address.
     pub mac: Mac,

@@ -22,10 +22,10 @@ mod transaction;
 
 pub use activity::Activity;
 pub use awaited::{ANNOUNCED_RING_BYTES, AWAITED_COUNT, Announced, Awaited, AwaitedKey};
-pub use counter::{Counter, CounterClass, Traffic};
+pub use counter::{Counter, CounterClass, InterfaceTraffic, Traffic};
 pub use entry::{
-    Action, BindingKey, BindingTotal, BindingTraffic, Entry, FLAG_HOME_EDGE, Mac, PackedTraffic,
-    Version,
+    Action, BindingKey, BindingTotal, Entry, FLAG_HOME_EDGE, Mac, PackedTraffic, Version,
+    binding_counter,
 };
 pub use family::{Family, Ipv4, Ipv6};
 pub use hop::{Heartbeat, NEXT_HOP_COUNT, NextHop, ROUTE_COUNT, Route};
@@ -35,10 +35,10 @@ pub use interface::{
 };
 pub use prefix::{
     BLOCK_BUCKETS, BLOCK_LENGTH, BUCKET_OVERFLOWED, BlockBucket, BlockIpv6, CHUNK_COUNT,
-    CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH, PoolMask,
-    PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
+    CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_COUNT, PREFIX_HASH,
+    PoolMask, PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
 };
-pub use settled::Settled;
+pub use settled::{Settled, SmallTraffic};
 pub use trace::{
     TRACE_PREFIX_COUNT, TRACE_RING_BYTES, TRACE_SNAP, TraceAddress, TraceAddresses, TraceEvent,
     TraceFilter, TracePrefix,
@@ -46,7 +46,7 @@ pub use trace::{
 pub use transaction::{Reference, SLOT_COUNT, Slot, SlotState};
 
 /// Version of every layout in this crate; it is stored in the pinned [`names::META`] map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First word of the pinned [`names::META`] map, so that a foreign map is never taken for ours.
 pub const META_MAGIC: u32 = 0x6e61_746d;

@@ -26,6 +26,9 @@ pub const TRANSACTIONS: &str = "TRANSACTIONS";
 pub const ACTIVITY: &str = "ACTIVITY";
 /// Interfaces by ifindex: see [`crate::Interface`]. Array.
 pub const INTERFACES: &str = "INTERFACES";
+/// Devices of interfaces, by ifindex: a device map, through which frames leave without the device being
+/// looked up.
+pub const DEVICES: &str = "DEVICES";
 /// VLANs: hash, key [`crate::VlanKey`], value `u32`.
 pub const VLANS: &str = "VLANS";
 /// Words of [`crate::Route`]. Memory-mapped array of `u64`.
@@ -36,7 +39,7 @@ pub const NEXT_HOPS: &str = "NEXT_HOPS";
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// [`crate::Traffic`] by interface slot and counter. Per-CPU array.
 pub const COUNTERS: &str = "COUNTERS";
-/// [`crate::BindingTraffic`] by bank and entry. Memory-mapped array.
+/// [`crate::PackedTraffic`] by bank, direction and entry. Memory-mapped array.
 pub const BINDING_COUNTERS_IPV4: &str = "BINDING_COUNTERS_IPV4";
 /// As [`BINDING_COUNTERS_IPV4`], for IPv6.
 pub const BINDING_COUNTERS_IPV6: &str = "BINDING_COUNTERS_IPV6";
@@ -59,7 +62,7 @@ pub const PROGRAM: &str = "natmig";
 pub const HEARTBEAT_PROGRAM: &str = "natmig_heartbeat";
 
 /// All maps, in the order in which they are created and pinned.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 27] = [
     META,
     ENTRIES_IPV4,
     ENTRIES_IPV6,
@@ -74,6 +77,7 @@ pub const MAPS: [&str; 26] = [
     TRANSACTIONS,
     ACTIVITY,
     INTERFACES,
+    DEVICES,
     VLANS,
     ROUTES,
     NEXT_HOPS,

@@ -11,6 +11,8 @@ pub const WIDE_PREFIXES: u32 = 1 << 16;
 pub const CHUNK_LENGTH: u32 = 256;
 /// Chunks for which `PREFIXES_IPV4` has room. A /16 for which none is left is [`PrefixIpv4::HASH`].
 pub const CHUNK_COUNT: u32 = 1024;
+/// Elements of `PREFIXES_IPV4`.
+pub const PREFIX_COUNT: u32 = WIDE_PREFIXES + CHUNK_COUNT * CHUNK_LENGTH;
 /// Entries of a direct block, one per value of an address's last octet.
 pub const BLOCK_LENGTH: u32 = 256;
 /// Elements of the `POOL_MASKS` map.

@@ -223,6 +223,24 @@ impl HardwareAddress {
         Self(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]))
     }
 
+    /// From the first four and the last two bytes as numbers in memory order.
+    #[inline(always)]
+    pub(crate) fn from_parts(first: u32, second: u16) -> Self {
+        let (first, second) = (u64::from(first), u64::from(second));
+        if cfg!(target_endian = "little") {
+            Self(first | second << 32)
+        } else {
+            Self(first << 32 | second << 16)
+        }
+    }
+
+    /// The first four and the last two bytes as numbers in memory order.
+    #[inline(always)]
+    pub(crate) fn parts(self) -> (u32, u16) {
+        let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
+        (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+    }
+
     /// The bytes in the order in which they are sent.
     #[inline(always)]
     pub const fn bytes(self) -> [u8; 6] {

@@ -46,7 +46,7 @@ pub(crate) fn opaque_pointer(pointer: *mut u8) -> *mut u8 {
 /// machine (an address dependency).
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-pub(crate) fn dependent<T>(pointer: *const T, value: u8) -> *const T {
+pub(crate) fn dependent<T>(pointer: *const T, value: u64) -> *const T {
     let mut pointer = pointer;
     // SAFETY: the assembly adds 0.
     unsafe {
@@ -54,7 +54,7 @@ pub(crate) fn dependent<T>(pointer: *const T, value: u8) -> *const T {
             "{1} &= 0",
             "{0} += {1}",
             inout(reg) pointer,
-            inout(reg) u64::from(value) => _,
+            inout(reg) value => _,
             options(pure, nomem, preserves_flags, nostack),
         );
     }
@@ -64,7 +64,7 @@ pub(crate) fn dependent<T>(pointer: *const T, value: u8) -> *const T {
 /// `pointer`: other targets are for tests in one thread.
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
-pub(crate) fn dependent<T>(pointer: *const T, _value: u8) -> *const T {
+pub(crate) fn dependent<T>(pointer: *const T, _value: u64) -> *const T {
     pointer
 }
 

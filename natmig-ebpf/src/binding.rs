@@ -1,40 +1,44 @@
 //! Counting traffic by binding: one atomic addition per address, and what is done when a count gets
 //! near its end.
 
-use core::ptr::{addr_of_mut, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use natmig_common::{BindingKey, BindingTotal, BindingTraffic, Family as _, Ipv4, PackedTraffic};
+use natmig_common::{
+    BindingKey, BindingTotal, Family as _, Ipv4, PackedTraffic, Settled, SmallTraffic,
+    binding_counter,
+};
 use natmig_ebpf::Ip;
 
 use crate::{
-    atomic::{exchange, fetch_add},
+    atomic::{exchange, exchange_32, fetch_add, fetch_add_32},
     maps, settings,
 };
 
-/// The element in which this CPU counts for the entry. `None` if nothing is counted by binding.
+/// The word in which this CPU counts for the entry. `None` if nothing is counted by binding.
 #[inline(always)]
-fn element<I: Ip>(cpu: u32, entry: u32) -> Option<*mut BindingTraffic> {
+fn word<I: Ip>(cpu: u32, entry: u32, to: bool) -> Option<*mut u64> {
     let banks = settings::binding_banks();
     if banks == 0 {
         return None;
     }
     let bank = cpu & banks.wrapping_sub(1);
-    if I::NUMBER == Ipv4::NUMBER {
-        let number = bank.wrapping_mul(settings::entry_capacity_ipv4());
-        maps::BINDING_COUNTERS_IPV4.get_ptr_mut(number.wrapping_add(entry))
+    let counter = if I::NUMBER == Ipv4::NUMBER {
+        let number = binding_counter(bank, settings::entry_capacity_ipv4(), entry, to);
+        maps::BINDING_COUNTERS_IPV4.get_ptr_mut(number)
     } else {
-        let number = bank.wrapping_mul(settings::entry_capacity_ipv6());
-        maps::BINDING_COUNTERS_IPV6.get_ptr_mut(number.wrapping_add(entry))
-    }
+        let number = binding_counter(bank, settings::entry_capacity_ipv6(), entry, to);
+        maps::BINDING_COUNTERS_IPV6.get_ptr_mut(number)
+    };
+    Some(counter?.cast())
 }
 
 /// Brings the entry's count near, so that it is there when it is added to.
 #[inline(always)]
-pub(crate) fn touch<I: Ip>(cpu: u32, entry: u32) {
-    if let Some(element) = element::<I>(cpu, entry) {
+pub(crate) fn touch<I: Ip>(cpu: u32, entry: u32, to: bool) {
+    if let Some(word) = word::<I>(cpu, entry, to) {
         // SAFETY: the element is valid; volatile, because nothing else needs the value.
-        unsafe { read_volatile(element.cast::<u64>()) };
+        unsafe { read_volatile(word) };
     }
 }
 
@@ -42,19 +46,50 @@ pub(crate) fn touch<I: Ip>(cpu: u32, entry: u32) {
 /// lost.
 #[inline(always)]
 pub(crate) fn count<I: Ip>(cpu: u32, entry: u32, to: bool, bytes: u32) -> bool {
-    let Some(element) = element::<I>(cpu, entry) else {
+    add::<I>(cpu, entry, to, PackedTraffic::packet(bytes))
+}
+
+/// As [`count`], next to what the program knows of the entry, if nobody counts elsewhere.
+#[inline(always)]
+pub(crate) fn count_settled<I: Ip>(
+    cpu: u32,
+    entry: u32,
+    settled: &Settled<I>,
+    to: bool,
+    bytes: u32,
+) -> bool {
+    if settings::binding_banks() != 1 {
+        return count::<I>(cpu, entry, to, bytes);
+    }
+    let place = addr_of!(settled.traffic).cast_mut();
+    let traffic = SmallTraffic::packet(bytes).0;
+    // SAFETY: the element is valid, and its word aligned; all accesses to it are atomic.
+    let taken = unsafe {
+        let before = fetch_add_32(place, traffic);
+        if !SmallTraffic(before.wrapping_add(traffic)).is_full() {
+            return true;
+        }
+        SmallTraffic(exchange_32(place, 0))
+    };
+    add_apart::<I>(cpu, entry, to, taken)
+}
+
+/// [`add`], as a function of its own.
+#[inline(never)]
+fn add_apart<I: Ip>(cpu: u32, entry: u32, to: bool, taken: SmallTraffic) -> bool {
+    add::<I>(cpu, entry, to, taken.packed())
+}
+
+/// Adds to the count of the entry.
+#[inline(always)]
+fn add<I: Ip>(cpu: u32, entry: u32, to: bool, traffic: PackedTraffic) -> bool {
+    let Some(word) = word::<I>(cpu, entry, to) else {
         return true;
     };
-    let traffic = PackedTraffic::packet(bytes).0;
-    // SAFETY: the element is valid, and its words are aligned.
+    // SAFETY: the element is valid, and its word aligned.
     unsafe {
-        let word = if to {
-            addr_of_mut!((*element).to)
-        } else {
-            addr_of_mut!((*element).from)
-        };
-        let before = fetch_add(word, traffic);
-        if !PackedTraffic(before.wrapping_add(traffic)).is_full() {
+        let before = fetch_add(word, traffic.0);
+        if !PackedTraffic(before.wrapping_add(traffic.0)).is_full() {
             return true;
         }
         let taken = PackedTraffic(exchange(word, 0));

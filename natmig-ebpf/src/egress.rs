@@ -28,7 +28,7 @@ pub(crate) fn find<E: Environment, I: Ip>(
     let route = if state.plan.destination == state.packet.destination {
         state.plan.route
     } else {
-        I::prefix(environment, state.plan.destination).route
+        I::route(environment, state.plan.destination)
     };
     if route != 0
         && environment.believes_routes()

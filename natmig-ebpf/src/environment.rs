@@ -48,7 +48,7 @@ pub trait Environment {
     /// The entry. It may be of another address than the one from which it was found.
     fn entry<I: Ip>(&self, index: u32) -> Option<&Entry<I>>;
 
-    /// What is known of the entry without looking at it.
+    /// What may be known of the entry without looking at it.
     fn settled<I: Ip>(&self, index: u32) -> Option<&Settled<I>>;
 
     /// The word of a transaction slot; 0 if there is no such slot.
@@ -82,8 +82,20 @@ pub trait Environment {
     /// Counts a packet of `bytes` for the interface whose counters are at `slot`.
     fn count(&self, slot: u16, counter: Counter, bytes: u32);
 
-    /// Says that a packet is going to be counted for the entry at `index`.
-    fn touch_binding<I: Ip>(&self, index: u32);
+    /// As [`Environment::count`], for two counters.
+    #[inline(always)]
+    fn count_both(&self, slot: u16, one: Counter, other: Counter, bytes: u32) {
+        self.count(slot, one, bytes);
+        self.count(slot, other, bytes);
+    }
+
+    /// Says that a packet is going to be counted for the entry at `index`: to its address, or from it.
+    fn touch_binding<I: Ip>(&self, index: u32, to: bool);
+
+    /// As [`Environment::count_binding`], of an entry whose element in `SETTLED_*` is at hand: to an
+    /// identity, or from a locator.
+    #[must_use]
+    fn count_settled<I: Ip>(&self, index: u32, settled: &Settled<I>, to: bool, bytes: u32) -> bool;
 
     /// Counts a packet of `bytes` for the entry at `index`: to its address, or from it. False if it
     /// could not be counted.

@@ -1,7 +1,7 @@
 //! What differs between IPv4 and IPv6 in a packet: one trait, implemented in `ipv4.rs` and
 //! `ipv6.rs`. Everything else is written once, for either.
 
-use natmig_common::{Counter, Family, Interface};
+use natmig_common::{Counter, Family, Interface, Settled};
 
 use crate::{
     address::Address,
@@ -46,8 +46,14 @@ pub trait Ip: Family {
     /// What is known of the address's prefix.
     fn prefix<E: Environment>(environment: &E, address: Self::Address) -> Prefix;
 
+    /// Element of `ROUTES` that the address's prefix takes; 0 to ask the kernel.
+    fn route<E: Environment>(environment: &E, address: Self::Address) -> u16;
+
     /// Where the address's entry is, and what its prefix says.
     fn find<E: Environment>(environment: &E, address: Self::Address) -> Found;
+
+    /// The counterpart of a settled entry; none, if the entry is to be looked at.
+    fn settled(settled: &Settled<Self>) -> Self::Address;
 
     /// As [`Ip::find`], of an address for which the index need not be asked.
     fn find_directly<E: Environment>(environment: &E, address: Self::Address) -> Option<Found>;

@@ -10,7 +10,7 @@ use natmig_common::{
 };
 
 use crate::{
-    address::{AddressIpv4, AddressIpv6},
+    address::{Address as _, AddressIpv4, AddressIpv6},
     environment::Environment,
     family::Ip,
     shared,
@@ -117,6 +117,12 @@ pub(crate) fn prefix_ipv4<E: Environment>(environment: &E, address: AddressIpv4)
     prefix_of_element(environment, address, element)
 }
 
+/// The route of an IPv4 address's prefix.
+#[inline(always)]
+pub(crate) fn route_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> u16 {
+    element_ipv4(environment, address).route
+}
+
 /// Finds an IPv4 address.
 #[inline(always)]
 pub(crate) fn find_ipv4<E: Environment, I: Ip<Address = AddressIpv4>>(
@@ -193,6 +199,12 @@ pub(crate) fn prefix_ipv6<E: Environment>(environment: &E, address: AddressIpv6)
     element_ipv6(environment, address).0
 }
 
+/// The route of an IPv6 address's prefix.
+#[inline(always)]
+pub(crate) fn route_ipv6<E: Environment>(environment: &E, address: AddressIpv6) -> u16 {
+    element_ipv6(environment, address).0.route
+}
+
 /// The entry to which a direct block leads.
 #[inline(always)]
 fn block_ipv6<E: Environment>(environment: &E, address: AddressIpv6) -> Option<u32> {
@@ -256,6 +268,16 @@ pub(crate) fn find_directly_ipv6<E: Environment>(
     })
 }
 
+/// The other address of the binding whose entry is at `index`, to which a direct block led; none if the
+/// entry is to be looked at. Whether the address is in a pool says what the entry is:
+/// [`natmig_common::Action::Known`], or [`natmig_common::Action::Away`] without flags.
+#[inline(always)]
+pub(crate) fn settled<E: Environment, I: Ip>(environment: &E, index: u32) -> I::Address {
+    environment
+        .settled::<I>(index)
+        .map_or(I::Address::NONE, I::settled)
+}
+
 /// What is known of the address. What will be needed of its binding is touched, so that it comes from
 /// memory while other things are done; nothing is concluded from it.
 #[inline(always)]
@@ -263,13 +285,11 @@ pub(crate) fn find<E: Environment, I: Ip>(environment: &E, address: I::Address) 
     let found = I::find(environment, address);
     if found.index != Found::NO_ENTRY {
         if found.direct {
-            if let Some(settled) = environment.settled::<I>(found.index) {
-                shared::touch_settled(settled);
-            }
+            // Its volatile reads are not left out.
+            settled::<E, I>(environment, found.index);
         } else if let Some(entry) = environment.entry::<I>(found.index) {
             shared::entry_reference(entry);
         }
-        environment.touch_binding::<I>(found.index);
     }
     found
 }

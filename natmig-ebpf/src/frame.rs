@@ -233,20 +233,18 @@ impl<const N: usize> Window<'_, N> {
         const { assert!(AT + 6 <= N) };
         // SAFETY: as in `word`.
         let (first, second): (u32, u16) = unsafe { (self.load(AT), self.load(const { AT + 4 })) };
-        let [a, b, c, d] = first.to_ne_bytes();
-        let [e, f] = second.to_ne_bytes();
-        HardwareAddress::new([a, b, c, d, e, f])
+        HardwareAddress::from_parts(first, second)
     }
 
     /// Sets the MAC address at `AT`.
     #[inline(always)]
     pub fn set_mac<const AT: usize>(&self, mac: HardwareAddress) {
         const { assert!(AT + 6 <= N) };
-        let [a, b, c, d, e, f] = mac.bytes();
+        let (first, second) = mac.parts();
         // SAFETY: as in `word`.
         unsafe {
-            self.store(AT, u32::from_ne_bytes([a, b, c, d]));
-            self.store(const { AT + 4 }, u16::from_ne_bytes([e, f]));
+            self.store(AT, first);
+            self.store(const { AT + 4 }, second);
         }
     }
 

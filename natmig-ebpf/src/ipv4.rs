@@ -4,7 +4,7 @@ pub(crate) mod arp;
 pub(crate) mod error;
 mod frag_needed;
 
-use natmig_common::{Counter, Interface, Ipv4};
+use natmig_common::{Counter, Interface, Ipv4, Settled};
 
 use crate::{
     address::{Address as _, AddressIpv4},
@@ -17,6 +17,7 @@ use crate::{
     outcome::Outcome,
     packet::Packet,
     scratch::{Scratch, State},
+    shared,
     translate::Rewrite,
     transport::{ICMP, common_coverage, coverage},
 };
@@ -117,8 +118,18 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn route<E: Environment>(environment: &E, address: AddressIpv4) -> u16 {
+        find::route_ipv4(environment, address)
+    }
+
+    #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv4) -> Found {
         find::find_ipv4::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn settled(settled: &Settled<Self>) -> AddressIpv4 {
+        shared::settled_ipv4(settled)
     }
 
     #[inline(always)]

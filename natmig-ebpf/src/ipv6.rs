@@ -5,7 +5,7 @@ mod extension;
 mod neighbor;
 mod too_big;
 
-use natmig_common::{Counter, Interface, Ipv6};
+use natmig_common::{Counter, Interface, Ipv6, Settled};
 
 use crate::{
     address::{Address as _, AddressIpv6},
@@ -18,6 +18,7 @@ use crate::{
     outcome::Outcome,
     packet::Packet,
     scratch::{Scratch, State},
+    shared,
     translate::Rewrite,
     transport::{Coverage, ICMPV6, common_coverage, coverage, covers_no_address},
 };
@@ -157,8 +158,18 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn route<E: Environment>(environment: &E, address: AddressIpv6) -> u16 {
+        find::route_ipv6(environment, address)
+    }
+
+    #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv6) -> Found {
         find::find_ipv6::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn settled(settled: &Settled<Self>) -> AddressIpv6 {
+        shared::settled_ipv6(settled)
     }
 
     #[inline(always)]

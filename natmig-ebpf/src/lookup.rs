@@ -7,7 +7,7 @@ use crate::{
     barrier::{consume, join, opaque},
     environment::Environment,
     family::Ip,
-    find::{Found, find},
+    find::{Found, find, settled},
     link::Link,
     shared::{self, Selected},
 };
@@ -196,14 +196,18 @@ pub(crate) fn look_at<E: Environment, I: Ip>(
     if index == Found::NO_ENTRY {
         return;
     }
-    if visible.found.direct
-        && let Some(settled) = environment.settled::<I>(index)
-        && let Some((action, counterpart)) = shared::settled(settled)
-    {
-        visible.index = index;
-        visible.action = action;
-        visible.counterpart = counterpart;
-        return;
+    if visible.found.direct {
+        let counterpart = settled::<E, I>(environment, index);
+        if !counterpart.is_none() {
+            visible.index = index;
+            visible.action = if visible.found.prefix.in_pool {
+                Action::Known
+            } else {
+                Action::Away
+            };
+            visible.counterpart = counterpart;
+            return;
+        }
     }
     let Some(entry) = environment.entry::<I>(index) else {
         return;

@@ -34,7 +34,10 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
     let Some(active) = activity::enter(cpu) else {
         return xdp_action::XDP_PASS;
     };
-    let environment = Xdp::new(context.ctx, cpu);
+    let Some(environment) = Xdp::new(context.ctx, cpu) else {
+        activity::leave(&active);
+        return xdp_action::XDP_PASS;
+    };
     // SAFETY: the context is the program's own.
     let ingress = unsafe { (*context.ctx).ingress_ifindex };
     // Of a packet that is traced, the tracer wants to know all that the whole process finds out.
@@ -44,8 +47,7 @@ pub(crate) fn natmig(context: XdpContext) -> u32 {
         activity::leave(&active);
         return match done {
             Shortcut::Pass(_) => xdp_action::XDP_PASS,
-            // SAFETY: the helper has no preconditions, and its answer is the verdict.
-            Shortcut::Redirect(device, _) => unsafe { bpf_redirect(device, 0) as u32 },
+            Shortcut::Redirect(device, _) => redirect(device),
         };
     }
     whole(&environment, &active)
@@ -76,9 +78,18 @@ fn whole(environment: &Xdp, active: &Active) -> u32 {
         Outcome::Pass(_) => xdp_action::XDP_PASS,
         Outcome::Drop(_) => xdp_action::XDP_DROP,
         Outcome::Reply(_) => xdp_action::XDP_TX,
-        // SAFETY: the scratch memory is as above; the helper has no preconditions, and its answer is the
-        // verdict.
-        Outcome::Redirect(_) => unsafe { bpf_redirect((*scratch).device, 0) as u32 },
+        Outcome::Redirect(_) => redirect(scratch.device),
+    }
+}
+
+/// Has the frame leave on the device.
+#[inline(always)]
+fn redirect(device: u32) -> u32 {
+    match maps::DEVICES.redirect(device, 0) {
+        Ok(verdict) => verdict,
+        // Not in the map: the kernel looks for it.
+        // SAFETY: the helper has no preconditions, and its answer is the verdict.
+        Err(_) => unsafe { bpf_redirect(device, 0) as u32 },
     }
 }
 

@@ -3,14 +3,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, DevMap, HashMap, PerCpuArray, RingBuf},
 };
 use natmig_common::{
     ANNOUNCED_RING_BYTES, AWAITED_COUNT, Activity, Awaited, AwaitedKey, BLOCK_BUCKETS, BindingKey,
-    BindingTotal, BindingTraffic, BlockBucket, CHUNK_COUNT, CHUNK_LENGTH, Counter, Entry,
-    Heartbeat, Interface, Ipv4, Ipv6, Meta, NEXT_HOP_COUNT, NextHop, POOL_MASK_COUNT,
-    PREFIX_BUCKETS, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT, Settled, Slot,
-    TRACE_RING_BYTES, TraceFilter, Traffic, VlanKey, WIDE_PREFIXES,
+    BindingTotal, BlockBucket, Entry, Heartbeat, Interface, InterfaceTraffic, Ipv4, Ipv6, Meta,
+    NEXT_HOP_COUNT, NextHop, POOL_MASK_COUNT, PREFIX_BUCKETS, PREFIX_COUNT, PackedTraffic,
+    PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT, Settled, Slot, TRACE_RING_BYTES,
+    TraceFilter, VlanKey,
 };
 use natmig_ebpf::Scratch;
 
@@ -50,17 +50,21 @@ pub(crate) static INDEX_IPV4: HashMap<[u8; 4], u32> =
 pub(crate) static INDEX_IPV6: HashMap<[u8; 16], u32> =
     HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
 
-#[map]
-pub(crate) static PREFIXES_IPV4: Array<PrefixIpv4> =
-    Array::with_max_entries(WIDE_PREFIXES + CHUNK_COUNT * CHUNK_LENGTH, BPF_F_MMAPABLE);
+/// A table whose length is known: one element with all of it, so that the program looks it up once and
+/// then reads at a place that it has checked, where an element each would be a look-up each.
+pub(crate) type Table<T, const N: usize> = Array<[T; N]>;
 
 #[map]
-pub(crate) static PREFIXES_IPV6: Array<PrefixBucket> =
-    Array::with_max_entries(PREFIX_BUCKETS, BPF_F_MMAPABLE);
+pub(crate) static PREFIXES_IPV4: Table<PrefixIpv4, { PREFIX_COUNT as usize }> =
+    Table::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static BLOCKS_IPV6: Array<BlockBucket> =
-    Array::with_max_entries(BLOCK_BUCKETS, BPF_F_MMAPABLE);
+pub(crate) static PREFIXES_IPV6: Table<PrefixBucket, { PREFIX_BUCKETS as usize }> =
+    Table::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static BLOCKS_IPV6: Table<BlockBucket, { BLOCK_BUCKETS as usize }> =
+    Table::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static POOL_MASKS: Array<PoolMask> =
@@ -77,28 +81,31 @@ pub(crate) static INTERFACES: Array<Interface> =
     Array::with_max_entries(DEFAULT_INTERFACES, BPF_F_MMAPABLE);
 
 #[map]
+pub(crate) static DEVICES: DevMap = DevMap::with_max_entries(DEFAULT_INTERFACES, 0);
+
+#[map]
 pub(crate) static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(VLAN_COUNT, 0);
 
 #[map]
-pub(crate) static ROUTES: Array<u64> = Array::with_max_entries(ROUTE_COUNT, BPF_F_MMAPABLE);
+pub(crate) static ROUTES: Table<u64, { ROUTE_COUNT as usize }> =
+    Table::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static NEXT_HOPS: Array<NextHop> =
-    Array::with_max_entries(NEXT_HOP_COUNT, BPF_F_MMAPABLE);
+pub(crate) static NEXT_HOPS: Table<NextHop, { NEXT_HOP_COUNT as usize }> =
+    Table::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<Traffic> =
-    PerCpuArray::with_max_entries(64 * Counter::COUNT, 0);
+pub(crate) static COUNTERS: PerCpuArray<InterfaceTraffic> = PerCpuArray::with_max_entries(64, 0);
 
 #[map]
-pub(crate) static BINDING_COUNTERS_IPV4: Array<BindingTraffic> =
+pub(crate) static BINDING_COUNTERS_IPV4: Array<PackedTraffic> =
     Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static BINDING_COUNTERS_IPV6: Array<BindingTraffic> =
+pub(crate) static BINDING_COUNTERS_IPV6: Array<PackedTraffic> =
     Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
 #[map]

@@ -9,12 +9,12 @@
 use core::ptr::{addr_of, read_volatile};
 
 use natmig_common::{
-    Action, BlockIpv6, Entry, Family, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference, Settled,
-    Version,
+    Action, BlockIpv6, Entry, Family, Ipv4, Ipv6, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference,
+    Settled, Version,
 };
 
 use crate::{
-    address::{AddressIpv6, HardwareAddress},
+    address::{Address as _, AddressIpv4, AddressIpv6, HardwareAddress},
     barrier::{dependent, opaque},
     family::Ip,
 };
@@ -23,7 +23,7 @@ use crate::{
 #[inline(always)]
 pub(crate) fn entry_address<I: Ip>(entry: &Entry<I>) -> I::Address {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
-    crate::address::Address::new(unsafe { read_volatile(addr_of!(entry.address)) })
+    I::Address::new(unsafe { read_volatile(addr_of!(entry.address)) })
 }
 
 /// [`Family::NUMBER`] of an entry in use.
@@ -33,27 +33,26 @@ pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
     unsafe { read_volatile(addr_of!(entry.family)) }
 }
 
-/// Reads the element for no other reason than that it will be needed.
+/// The counterpart of an entry, none if the entry is to be looked at.
 #[inline(always)]
-pub(crate) fn touch_settled<I: Ip>(settled: &Settled<I>) {
-    // SAFETY: the reference is valid; volatile, so that it is read at all.
-    unsafe { read_volatile(addr_of!(settled.action)) };
+pub(crate) fn settled_ipv4(settled: &Settled<Ipv4>) -> AddressIpv4 {
+    // SAFETY: the reference is valid, and aligned; volatile, because userspace may write it.
+    AddressIpv4::from_raw(unsafe { read_volatile(core::ptr::from_ref(settled).cast::<u32>()) })
 }
 
-/// Action and counterpart of an entry that need not be looked at.
+/// As [`settled_ipv4`]. The second half is read after the first.
 #[inline(always)]
-pub(crate) fn settled<I: Ip>(settled: &Settled<I>) -> Option<(Action, I::Address)> {
-    // SAFETY: the reference is valid; volatile, because userspace may write it. The counterpart is
-    // read after the action.
+pub(crate) fn settled_ipv6(settled: &Settled<Ipv6>) -> AddressIpv6 {
+    let halves = core::ptr::from_ref(settled).cast::<u64>();
+    // SAFETY: the reference is valid, and aligned; volatile, because userspace may write it.
     unsafe {
-        let action = read_volatile(addr_of!(settled.action));
-        let settled: *const Settled<I> = dependent(settled, action);
-        let counterpart = read_volatile(addr_of!((*settled).counterpart));
-        let counterpart = crate::address::Address::new(counterpart);
-        match Action::from_raw(action) {
-            Some(action @ (Action::Away | Action::Known)) => Some((action, counterpart)),
-            Some(Action::Absent | Action::Local | Action::Deliver | Action::Forward) | None => None,
+        let first = read_volatile(halves);
+        let halves: *const u64 = dependent(halves, first);
+        let second = read_volatile(halves.wrapping_add(1));
+        if first == 0 {
+            return AddressIpv6::NONE;
         }
+        AddressIpv6::from_raw(first, second)
     }
 }
 
@@ -114,14 +113,14 @@ impl<I: Ip> Selected<'_, I> {
     #[inline(always)]
     pub(crate) fn counterpart(&self) -> I::Address {
         // SAFETY: as above.
-        crate::address::Address::new(unsafe { read_volatile(addr_of!(self.version.counterpart)) })
+        I::Address::new(unsafe { read_volatile(addr_of!(self.version.counterpart)) })
     }
 
     /// Where packets to the locator go on to.
     #[inline(always)]
     pub(crate) fn forward(&self) -> I::Address {
         // SAFETY: as above.
-        crate::address::Address::new(unsafe { read_volatile(addr_of!(self.version.forward)) })
+        I::Address::new(unsafe { read_volatile(addr_of!(self.version.forward)) })
     }
 }
 
@@ -212,7 +211,7 @@ pub(crate) fn prefix_ipv6(slot: &PrefixIpv6, prefix: u64) -> Option<SlotIpv6> {
     // SAFETY: the reference is valid; volatile, because userspace may write the slot.
     unsafe {
         let used = read_volatile(addr_of!(slot.used));
-        let slot: *const PrefixIpv6 = dependent(slot, used);
+        let slot: *const PrefixIpv6 = dependent(slot, u64::from(used));
         if used == 0 || read_volatile(addr_of!((*slot).prefix).cast::<u64>()) != prefix {
             return None;
         }
@@ -236,7 +235,7 @@ pub(crate) fn block_ipv6(slot: &natmig_common::BlockIpv6, prefix: AddressIpv6) -
     // SAFETY: the reference is valid; volatile, because userspace may write the slot.
     unsafe {
         let used = read_volatile(addr_of!(slot.used));
-        let slot: *const BlockIpv6 = dependent(slot, used);
+        let slot: *const BlockIpv6 = dependent(slot, u64::from(used));
         let words = addr_of!((*slot).prefix).cast::<u64>();
         if used == 0 || read_volatile(words) != high || read_volatile(words.wrapping_add(1)) != low
         {
@@ -262,9 +261,7 @@ pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
                 pointer.cast::<u16>().wrapping_add(2).read(),
             )
         };
-        let [a, b, c, d] = first.to_ne_bytes();
-        let [e, f] = second.to_ne_bytes();
-        HardwareAddress::new([a, b, c, d, e, f])
+        HardwareAddress::from_parts(first, second)
     } else {
         HardwareAddress::new(*mac)
     }

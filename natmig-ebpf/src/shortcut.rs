@@ -7,7 +7,7 @@
 //!
 //! No transaction slot is read here: an entry of which something is pending is not settled.
 
-use natmig_common::{Action, Counter, Interface, Ipv4, Ipv6, Role};
+use natmig_common::{Counter, Interface, Ipv4, Ipv6, Role, Settled};
 
 use crate::{
     address::Address as _,
@@ -105,31 +105,30 @@ fn take<E: Environment, I: Ip>(
         return None;
     }
 
-    let to = I::find_directly(environment, packet.destination)?;
-    touch::<E, I>(environment, &to);
-    let from = I::find_directly(environment, packet.source)?;
-    touch::<E, I>(environment, &from);
-    if !from_fabric && (to.prefix.in_pool || from.prefix.in_pool) {
+    let to = find::<E, I>(environment, packet.destination, true)?;
+    let from = find::<E, I>(environment, packet.source, false)?;
+    if !from_fabric && (to.in_pool || from.in_pool) {
         return None;
     }
-    let to_action = action::<E, I>(environment, &to)?;
-    let from_action = action::<E, I>(environment, &from)?;
+    if to.is_unsettled() || from.is_unsettled() {
+        return None;
+    }
     // The source of a VM that is not here.
-    if from_action == Action::Away && role == Role::Access {
+    if from.is_bound() && !from.in_pool && role == Role::Access {
         return None;
     }
-    let bound = to_action != Action::Absent || from_action != Action::Absent;
+    let bound = to.is_bound() || from.is_bound();
     if !bound && (!environment.forwards_all() || packet.source.is_special()) {
         environment.count(interface.slot, Counter::PassUnbound, length);
         return Some(Shortcut::Pass(Counter::PassUnbound));
     }
 
     let mut destination = packet.destination;
-    let mut route = to.prefix.route;
-    // A settled entry is not of a home edge, which would anchor what comes from the fabric.
-    if to_action == Action::Away && !from_fabric {
-        destination = counterpart::<E, I>(environment, &to, Action::Away)?;
-        route = I::prefix(environment, destination).route;
+    let mut route = to.route;
+    // An identity's. A settled entry is not of a home edge, which would anchor what comes from the fabric.
+    if to.is_bound() && !from_fabric {
+        destination = to.counterpart;
+        route = I::route(environment, destination);
     }
     if route == 0 {
         return None;
@@ -145,8 +144,8 @@ fn take<E: Environment, I: Ip>(
         return None;
     }
     let mut source = packet.source;
-    if from_action == Action::Known && from_fabric && !to_fabric {
-        source = counterpart::<E, I>(environment, &from, Action::Known)?;
+    if from.is_bound() && from.in_pool && from_fabric && !to_fabric {
+        source = from.counterpart;
     }
 
     let link = Link {
@@ -172,58 +171,102 @@ fn take<E: Environment, I: Ip>(
         environment.count(slot, Counter::Forwarded, length);
         return Some(Shortcut::Redirect(device, Counter::Forwarded));
     }
-    let mut counted = true;
-    if to.index != Found::NO_ENTRY {
-        counted &= environment.count_binding::<I>(to.index, true, length);
-    }
-    if from.index != Found::NO_ENTRY {
-        counted &= environment.count_binding::<I>(from.index, false, length);
-    }
+    let mut counted = to.count(environment, length);
+    counted &= from.count(environment, length);
     if !counted {
         environment.count(slot, Counter::BindingTrafficLost, length);
     }
-    let mut verdict = Counter::Transit;
+    let changes_source = rewrite.changes_source(&packet);
     if rewrite.changes_destination(&packet) {
-        environment.count(slot, Counter::DestinationTranslated, length);
-        verdict = Counter::Translated;
-    }
-    if rewrite.changes_source(&packet) {
-        environment.count(slot, Counter::SourceTranslated, length);
-        verdict = Counter::Translated;
-    }
-    environment.count(slot, verdict, length);
-    Some(Shortcut::Redirect(device, verdict))
-}
-
-/// Brings near what will be needed of the address's binding.
-#[inline(always)]
-fn touch<E: Environment, I: Ip>(environment: &E, found: &Found) {
-    if found.index != Found::NO_ENTRY {
-        if let Some(settled) = environment.settled::<I>(found.index) {
-            shared::touch_settled(settled);
+        let verdict = Counter::Translated;
+        environment.count_both(slot, verdict, Counter::DestinationTranslated, length);
+        if changes_source {
+            environment.count(slot, Counter::SourceTranslated, length);
         }
-        environment.touch_binding::<I>(found.index);
+        return Some(Shortcut::Redirect(device, verdict));
+    }
+    if changes_source {
+        let verdict = Counter::Translated;
+        environment.count_both(slot, verdict, Counter::SourceTranslated, length);
+        return Some(Shortcut::Redirect(device, verdict));
+    }
+    environment.count(slot, Counter::Transit, length);
+    Some(Shortcut::Redirect(device, Counter::Transit))
+}
+
+/// What the shortcut knows of one of the packet's addresses.
+#[derive(Clone, Copy)]
+struct Known<'a, I: Ip> {
+    /// Whether it is the destination.
+    to: bool,
+    /// Whether it is in a locator pool.
+    in_pool: bool,
+    /// Element of `ROUTES`; 0 to ask the kernel.
+    route: u16,
+    /// Its entry; [`Found::NO_ENTRY`] if it has none.
+    index: u32,
+    /// What may be known of the entry without looking at it; none if it
+    /// has none.
+    settled: Option<&'a Settled<I>>,
+    /// The other address of its binding; none if it has no entry, or one that is to be looked at.
+    counterpart: I::Address,
+}
+
+impl<I: Ip> Known<'_, I> {
+    /// Whether it has an entry.
+    #[inline(always)]
+    fn is_bound(&self) -> bool {
+        self.index != Found::NO_ENTRY
+    }
+
+    /// Whether it has an entry that is to be looked at.
+    #[inline(always)]
+    fn is_unsettled(&self) -> bool {
+        self.is_bound() && self.counterpart.is_none()
+    }
+
+    /// Whether most of the address's traffic goes this way: to an identity, from a locator.
+    #[inline(always)]
+    fn is_usual(&self) -> bool {
+        self.to != self.in_pool
+    }
+
+    /// Counts the packet for the binding, if there is one. False if it could not be counted.
+    #[inline(always)]
+    fn count<E: Environment>(&self, environment: &E, length: u32) -> bool {
+        match self.settled {
+            None => true,
+            Some(settled) if self.is_usual() => {
+                environment.count_settled(self.index, settled, self.to, length)
+            }
+            Some(_) => environment.count_binding::<I>(self.index, self.to, length),
+        }
     }
 }
 
-/// What its settled entry says of the address; [`Action::Absent`] if it has no entry. `None` if that
-/// has to be looked at.
+/// Finds an address, for which the index need not be asked, and brings near where it is counted.
 #[inline(always)]
-fn action<E: Environment, I: Ip>(environment: &E, found: &Found) -> Option<Action> {
-    if found.index == Found::NO_ENTRY {
-        return Some(Action::Absent);
-    }
-    let (action, _) = shared::settled(environment.settled::<I>(found.index)?)?;
-    Some(action)
-}
-
-/// The counterpart of an address of which the entry said this. `None` if it is settled no more.
-#[inline(always)]
-fn counterpart<E: Environment, I: Ip>(
+fn find<E: Environment, I: Ip>(
     environment: &E,
-    found: &Found,
-    said: Action,
-) -> Option<I::Address> {
-    let (action, counterpart) = shared::settled(environment.settled::<I>(found.index)?)?;
-    (action == said).then_some(counterpart)
+    address: I::Address,
+    to: bool,
+) -> Option<Known<'_, I>> {
+    let Found { index, prefix, .. } = I::find_directly(environment, address)?;
+    let mut known = Known {
+        to,
+        in_pool: prefix.in_pool,
+        route: prefix.route,
+        index,
+        settled: None,
+        counterpart: I::Address::NONE,
+    };
+    if known.is_bound() {
+        let settled = environment.settled::<I>(index)?;
+        known.counterpart = I::settled(settled);
+        known.settled = Some(settled);
+        if !known.is_usual() {
+            environment.touch_binding::<I>(index, to);
+        }
+    }
+    Some(known)
 }

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use natmig_common::{Counter, TRACE_SNAP, TraceEvent};
 use natmig_ebpf::{Outcome, Scratch, trace};
 
-use crate::{activity::Active, atomic::fetch_add, maps};
+use crate::{activity::Active, atomic::fetch_add, maps, xdp::count};
 
 /// What a CPU keeps of the packet that it is processing.
 #[repr(C)]
@@ -130,13 +130,8 @@ unsafe fn count_lost(ifindex: u32, bytes: u32) {
     let Some(interface) = maps::INTERFACES.get(ifindex) else {
         return;
     };
-    let element = u32::from(interface.slot) * Counter::COUNT + u32::from(Counter::TraceLost.raw());
-    if let Some(traffic) = maps::COUNTERS.get_ptr_mut(element) {
-        // SAFETY: the element is this CPU's own.
-        unsafe {
-            (*traffic).packets += 1;
-            (*traffic).bytes += u64::from(bytes);
-        }
+    if let Some(traffic) = maps::COUNTERS.get_ptr_mut(interface.slot.into()) {
+        count(traffic, Counter::TraceLost, bytes);
     }
 }
 

@@ -17,8 +17,8 @@ use aya_ebpf::{
     },
 };
 use natmig_common::{
-    Announced, AwaitedKey, BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop,
-    PoolMask, PrefixBucket, PrefixIpv4, Settled, VlanKey,
+    Announced, AwaitedKey, BlockBucket, Counter, Entry, Family as _, Interface, InterfaceTraffic,
+    Ipv4, NextHop, PREFIX_COUNT, PoolMask, PrefixBucket, PrefixIpv4, Settled, Traffic, VlanKey,
 };
 use natmig_ebpf::{
     Address as _, Environment, Frame, HardwareAddress, Hearing, Hop, HopKind, Ip, RouteQuery,
@@ -35,18 +35,68 @@ const AF_INET6: u8 = 10;
 pub(crate) struct Xdp {
     context: *mut xdp_md,
     cpu: u32,
+    /// Looked up once, because a packet needs it several times.
+    prefixes_ipv4: *const [PrefixIpv4; PREFIX_COUNT as usize],
+}
+
+/// The element of a map's table. The compiler must not know more of `number` than the verifier sees.
+#[inline(always)]
+fn element<'a, T, const N: usize>(table: *const [T; N], number: u32) -> Option<&'a T> {
+    let mut number = u64::from(number);
+    // SAFETY: the assembly copies a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    if number >= N as u64 {
+        return None;
+    }
+    // SAFETY: the table is valid memory for as long as the program runs, and the element in it.
+    Some(unsafe { &*table.cast::<T>().wrapping_add(number as usize) })
 }
 
 impl Xdp {
     #[inline(always)]
-    pub(crate) fn new(context: *mut xdp_md, cpu: u32) -> Self {
-        Self { context, cpu }
+    pub(crate) fn new(context: *mut xdp_md, cpu: u32) -> Option<Self> {
+        Some(Self {
+            context,
+            cpu,
+            prefixes_ipv4: maps::PREFIXES_IPV4.get_ptr(0)?,
+        })
     }
 
     /// The program's context.
     #[inline(always)]
     pub(crate) fn context(&self) -> *mut xdp_md {
         self.context
+    }
+}
+
+/// Counts a packet of `bytes` in an interface's element for this CPU.
+///
+/// The compiler must know which counter it is: the verifier does not know how many there are.
+#[inline(always)]
+pub(crate) fn count(traffic: *mut InterfaceTraffic, counter: Counter, bytes: u32) {
+    add(traffic, u32::from(counter.raw()) as usize, bytes);
+}
+
+/// As [`count`], of any counter.
+#[inline(always)]
+fn count_any(traffic: *mut InterfaceTraffic, counter: Counter, bytes: u32) {
+    let mut number = u64::from(counter.raw());
+    // SAFETY: the assembly copies a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    add(
+        traffic,
+        number as usize & (Counter::COUNT as usize - 1),
+        bytes,
+    );
+}
+
+#[inline(always)]
+fn add(traffic: *mut InterfaceTraffic, number: usize, bytes: u32) {
+    // SAFETY: the element is valid, this CPU's own, and has so many counters.
+    unsafe {
+        let traffic = traffic.cast::<Traffic>().wrapping_add(number);
+        (*traffic).packets += 1;
+        (*traffic).bytes += u64::from(bytes);
     }
 }
 
@@ -119,7 +169,7 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn prefix_ipv4(&self, number: u32) -> Option<&PrefixIpv4> {
-        maps::PREFIXES_IPV4.get(number)
+        element(self.prefixes_ipv4, number)
     }
 
     #[inline(always)]
@@ -129,12 +179,12 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn prefixes_ipv6(&self, bucket: u32) -> Option<&PrefixBucket> {
-        maps::PREFIXES_IPV6.get(bucket)
+        element(maps::PREFIXES_IPV6.get_ptr(0)?, bucket)
     }
 
     #[inline(always)]
     fn blocks_ipv6(&self, bucket: u32) -> Option<&BlockBucket> {
-        maps::BLOCKS_IPV6.get(bucket)
+        element(maps::BLOCKS_IPV6.get_ptr(0)?, bucket)
     }
 
     #[inline(always)]
@@ -183,14 +233,15 @@ impl Environment for Xdp {
     #[inline(always)]
     fn route(&self, number: u32) -> u64 {
         maps::ROUTES
-            .get_ptr(number)
+            .get_ptr(0)
+            .and_then(|routes| element(routes, number))
             // SAFETY: the element is valid; volatile, because userspace writes it.
             .map_or(0, |word| unsafe { read_volatile(word) })
     }
 
     #[inline(always)]
     fn next_hop(&self, number: u32) -> Option<&NextHop> {
-        maps::NEXT_HOPS.get(number)
+        element(maps::NEXT_HOPS.get_ptr(0)?, number)
     }
 
     #[inline(always)]
@@ -318,19 +369,27 @@ impl Environment for Xdp {
 
     #[inline(always)]
     fn count(&self, slot: u16, counter: Counter, bytes: u32) {
-        let index = u32::from(slot) * Counter::COUNT + u32::from(counter.raw());
-        if let Some(traffic) = maps::COUNTERS.get_ptr_mut(index) {
-            // SAFETY: the element is this CPU's own.
-            unsafe {
-                (*traffic).packets += 1;
-                (*traffic).bytes += u64::from(bytes);
-            }
+        if let Some(traffic) = maps::COUNTERS.get_ptr_mut(slot.into()) {
+            count_any(traffic, counter, bytes);
         }
     }
 
     #[inline(always)]
-    fn touch_binding<I: Ip>(&self, index: u32) {
-        binding::touch::<I>(self.cpu, index);
+    fn count_both(&self, slot: u16, one: Counter, other: Counter, bytes: u32) {
+        if let Some(traffic) = maps::COUNTERS.get_ptr_mut(slot.into()) {
+            count(traffic, one, bytes);
+            count(traffic, other, bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn touch_binding<I: Ip>(&self, index: u32, to: bool) {
+        binding::touch::<I>(self.cpu, index, to);
+    }
+
+    #[inline(always)]
+    fn count_settled<I: Ip>(&self, index: u32, settled: &Settled<I>, to: bool, bytes: u32) -> bool {
+        binding::count_settled(self.cpu, index, settled, to, bytes)
     }
 
     #[inline(always)]

@@ -54,7 +54,7 @@ pub use self::{
     tables::Progress,
 };
 use self::{
-    awaited::Listener,
+    awaited::Hearing,
     family::Net,
     instance::{Instance, Lock},
     interfaces::Attached,
@@ -187,10 +187,7 @@ pub struct Router {
     /// Keeps routes and next hops, once it has been started.
     next_hops: Option<NextHops>,
     figures: Arc<Figures>,
-    /// There may be VMs that are awaited.
-    awaiting: bool,
-    /// Tells of VMs that are heard, once it has been started.
-    listener: Option<Listener>,
+    hearing: Hearing,
     #[expect(dead_code, reason = "held until the router is dropped")]
     lock: Lock,
 }
@@ -263,8 +260,7 @@ impl Router {
             waits: options.wait_for_table && !loader::has_links(instance)?,
             next_hops: None,
             figures: Arc::default(),
-            awaiting: true,
-            listener: None,
+            hearing: Hearing::default(),
             lock,
         };
         router.adopt_interfaces()?;
@@ -284,20 +280,8 @@ impl Router {
             map_bytes,
             ..StartReport::default()
         };
-        let capacity = router.tables.capacity();
-        for (found, name, wanted) in [
-            (capacity.ipv4, "max_addresses", config.max_addresses),
-            (
-                capacity.ipv6,
-                "max_addresses_ipv6",
-                config.max_addresses_ipv6,
-            ),
-        ] {
-            if adopted && found != wanted {
-                report.warnings.push(format!(
-                    "the pinned tables have room for {found} addresses and {name} is {wanted}: unload and load again to change that"
-                ));
-            }
+        if adopted {
+            router.warn_of_capacity(&mut report.warnings);
         }
         report.waits = router.waits;
         if options.generic {
@@ -334,6 +318,22 @@ impl Router {
         Ok(Started { router, report })
     }
 
+    /// Says where tables that were adopted have other room than is configured.
+    fn warn_of_capacity(&self, warnings: &mut Vec<String>) {
+        let capacity = self.tables.capacity();
+        let (ipv4, ipv6) = (self.config.max_addresses, self.config.max_addresses_ipv6);
+        for (found, name, wanted) in [
+            (capacity.ipv4, "max_addresses", ipv4),
+            (capacity.ipv6, "max_addresses_ipv6", ipv6),
+        ] {
+            if found != wanted {
+                warnings.push(format!(
+                    "the pinned tables have room for {found} addresses and {name} is {wanted}: unload and load again to change that"
+                ));
+            }
+        }
+    }
+
     /// Opens the tables of a loaded instance for writing, without touching programs and links.
     pub fn open(instance: &str) -> Result<Self, RouterError> {
         let instance = Instance::new(instance);
@@ -364,8 +364,7 @@ impl Router {
             waits: false,
             next_hops: None,
             figures: Arc::default(),
-            awaiting: true,
-            listener: None,
+            hearing: Hearing::default(),
             lock,
         };
         router.adopt_interfaces()?;
@@ -925,7 +924,7 @@ fn write_meta(maps: &Maps, config: &RouterConfig, adopted: bool) {
         abi_version: ABI_VERSION,
         term,
         entry_capacity: maps.ipv4.capacity(),
-        interface_capacity: maps.counters.info.max_entries / natmig_common::Counter::COUNT,
+        interface_capacity: maps.counters.info.max_entries,
         gateway_mac: config.gateway_mac.0,
         _pad: [0; 2],
         entry_capacity_ipv6: maps.ipv6.capacity(),

@@ -34,7 +34,7 @@ use natmig::{
     },
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
-use natmig_common::{PackedTraffic, SlotState};
+use natmig_common::{PackedTraffic, SlotState, SmallTraffic, binding_counter};
 use nix::sched::{CloneFlags, unshare};
 
 /// Whether the machine can run these tests; says it loudly if not.
@@ -1099,14 +1099,13 @@ fn traffic_follows_an_entry_into_its_block_and_ends_with_it() {
                 aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(path).unwrap()).unwrap()
             };
             let map = open(&format!("BINDING_COUNTERS_IPV{family}"));
-            let mut counters: aya::maps::Array<_, [u64; 2]> = map.try_into().unwrap();
-            counters
-                .set(
-                    index,
-                    [PackedTraffic::packet(100).0, PackedTraffic::packet(60).0],
-                    0,
-                )
-                .unwrap();
+            let mut counters: aya::maps::Array<_, u64> = map.try_into().unwrap();
+            let capacity = counters.len() / 2;
+            for (to, bytes) in [(true, 100), (false, 60)] {
+                let place = binding_counter(0, capacity, index, to);
+                let traffic = PackedTraffic::packet(bytes).0;
+                counters.set(place, traffic, 0).unwrap();
+            }
             let map = open("BINDING_TOTALS");
             let mut totals: aya::maps::HashMap<_, [u32; 2], [u64; 4]> = map.try_into().unwrap();
             totals
@@ -1172,6 +1171,87 @@ fn locator_pools_are_kept_as_they_are_set() {
                 "{error}"
             );
         }
+    });
+}
+
+/// What is said of a settled entry without looking at it depends on whether its address is in a pool.
+#[test]
+fn what_is_settled_follows_the_pools_and_keeps_its_traffic() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        router.replace(&dense(GROWN)).unwrap();
+        let map = |name: &str| {
+            let path = place.pins().join("maps").join(name);
+            aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(path).unwrap()).unwrap()
+        };
+        let entry = |address: &str| {
+            let reader = Reader::open(&place.instance).unwrap();
+            reader.entry(address.parse().unwrap()).unwrap().unwrap()
+        };
+        let mut settled_ipv4: aya::maps::Array<_, [u32; 2]> =
+            map("SETTLED_IPV4").try_into().unwrap();
+        let settled_ipv6: aya::maps::Array<_, [u64; 3]> = map("SETTLED_IPV6").try_into().unwrap();
+        let ipv4 = |settled: &aya::maps::Array<_, [u32; 2]>, address: &str| {
+            let [counterpart, _] = settled.get(&entry(address).index, 0).unwrap();
+            Ipv4Addr::from(counterpart.to_ne_bytes())
+        };
+        let ipv6 = |address: &str| {
+            let [first, second, _] = settled_ipv6.get(&entry(address).index, 0).unwrap();
+            let halves = [first, second].map(u64::to_ne_bytes);
+            Ipv6Addr::from(<[u8; 16]>::try_from(halves.concat()).unwrap())
+        };
+        let none = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+        let (identity, locator) = ("10.2.0.7", "100.64.0.7");
+        let (identity_ipv6, locator_ipv6) = ("2001:db8:2::7", "2001:db8:3::7");
+
+        assert_eq!(
+            ipv4(&settled_ipv4, identity),
+            locator.parse::<Ipv4Addr>().unwrap()
+        );
+        assert_eq!(
+            ipv4(&settled_ipv4, locator),
+            identity.parse::<Ipv4Addr>().unwrap()
+        );
+        assert_eq!(
+            ipv6(identity_ipv6),
+            locator_ipv6.parse::<Ipv6Addr>().unwrap()
+        );
+        assert_eq!(
+            ipv6(locator_ipv6),
+            none.1,
+            "in no pool, so it must be looked at"
+        );
+
+        // As the program counts: to an identity, from a locator.
+        for (address, bytes) in [(identity, 100), (locator, 60)] {
+            let index = entry(address).index;
+            let [counterpart, _] = settled_ipv4.get(&index, 0).unwrap();
+            let traffic = SmallTraffic::packet(bytes).0;
+            settled_ipv4.set(index, [counterpart, traffic], 0).unwrap();
+        }
+        let check_traffic = || {
+            let to = entry(identity).traffic.unwrap();
+            assert_eq!((to.packets_to, to.bytes_to, to.packets_from), (1, 100, 0));
+            let from = entry(locator).traffic.unwrap();
+            assert_eq!(
+                (from.packets_from, from.bytes_from, from.packets_to),
+                (1, 60, 0)
+            );
+        };
+        check_traffic();
+
+        let pools = ["10.1.1.128/25", "2001:db8:3::/64"].map(|pool| pool.parse().unwrap());
+        router.set_pools(&pools).unwrap();
+        assert_eq!(
+            ipv4(&settled_ipv4, locator),
+            none.0,
+            "in no pool any longer"
+        );
+        assert_eq!(
+            ipv6(locator_ipv6),
+            identity_ipv6.parse::<Ipv6Addr>().unwrap()
+        );
+        check_traffic();
     });
 }
 

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use natmig_common::{BindingTraffic, Entry, Ipv4, Ipv6};
+use natmig_common::{Entry, Ipv4, Ipv6, PackedTraffic};
 
 use self::{ethtool::Ethtool, netdev::Netdev};
 use super::facts::{
@@ -172,7 +172,7 @@ fn memory(config: &RouterConfig) -> u64 {
         .and_then(|cpus| u32::try_from(cpus).ok())
         .map_or(1, |cpus| config.binding_banks(cpus));
     let family = |addresses: u32, entry: usize| {
-        let each = entry + size_of::<BindingTraffic>() * banks as usize;
+        let each = entry + 2 * size_of::<PackedTraffic>() * banks as usize;
         let buckets = u64::from(addresses).next_power_of_two();
         u64::from(addresses) * each as u64 + buckets * BUCKET
     };

@@ -46,6 +46,24 @@ pub struct Heard {
 /// longer.
 pub type TellHeard = Box<dyn FnMut(Vec<Heard>) -> bool + Send>;
 
+/// What a router knows of its listening.
+#[derive(Debug)]
+pub(super) struct Hearing {
+    /// There may be VMs that are awaited.
+    awaiting: bool,
+    /// Tells of VMs that are heard, once it has been started.
+    listener: Option<Listener>,
+}
+
+impl Default for Hearing {
+    fn default() -> Self {
+        Self {
+            awaiting: true,
+            listener: None,
+        }
+    }
+}
+
 impl Router {
     /// Begins to listen for the VMs that a prepared transaction brings here. What was heard of them
     /// before is kept.
@@ -79,7 +97,7 @@ impl Router {
             }
         }
         // Before it is removed, so that an agent that is killed in between finds it.
-        self.awaiting = true;
+        self.hearing.awaiting = true;
         // A packet may hold an element that was removed and is used again.
         grace::fast(&self.tables.maps.activity)?;
         let (keys, elements): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
@@ -88,7 +106,7 @@ impl Router {
 
     /// Stops listening for VMs whose transactions are decided here, or gone.
     pub(super) fn stop_awaiting_decided(&mut self) -> Result<(), RouterError> {
-        if !self.awaiting {
+        if !self.hearing.awaiting {
             return Ok(());
         }
         let doing = || RouterError::system("remove VMs that are no longer awaited");
@@ -107,7 +125,7 @@ impl Router {
             .map(|(key, _)| key)
             .collect();
         map.delete_batch(&decided).map_err(doing())?;
-        self.awaiting = decided.len() < count;
+        self.hearing.awaiting = decided.len() < count;
         Ok(())
     }
 
@@ -118,8 +136,8 @@ impl Router {
 
     /// Tells of every VM that is heard, from another thread, until the router is dropped.
     pub fn listen(&mut self, tell: TellHeard) -> Result<(), RouterError> {
-        self.listener = None;
-        self.listener = Some(Listener::start(&self.instance, tell)?);
+        self.hearing.listener = None;
+        self.hearing.listener = Some(Listener::start(&self.instance, tell)?);
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use bytemuck::{AnyBitPattern, Pod};
@@ -276,7 +276,13 @@ impl MapHandle {
         Ok(Self { fd, info })
     }
 
-    /// Opens a pinned map whose elements must have these sizes.
+    /// Whether values have this size; or there is a single one, a table of such.
+    fn holds(&self, value_size: usize) -> bool {
+        let size = self.info.value_size as usize;
+        size == value_size || self.info.max_entries == 1 && size.is_multiple_of(value_size)
+    }
+
+    /// Opens a pinned map whose elements must have these sizes, or be a single one, a table of such.
     pub(super) fn open(
         path: &Path,
         key_size: usize,
@@ -284,7 +290,7 @@ impl MapHandle {
         read_only: bool,
     ) -> io::Result<Self> {
         let map = Self::new(open_pin(path, read_only)?)?;
-        if map.info.key_size as usize != key_size || map.info.value_size as usize != value_size {
+        if map.info.key_size as usize != key_size || !map.holds(value_size) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("{} is laid out differently", path.display()),
@@ -493,10 +499,10 @@ impl MapHandle {
         }
     }
 
-    /// Maps an array map's elements into memory.
+    /// Maps an array map's elements into memory, or those of the table that is its only element.
     pub(super) fn map_memory<T: Pod>(&self, writable: bool) -> io::Result<Shared<T>> {
-        self.check::<u32, T>();
-        let count = self.info.max_entries as usize;
+        assert!(self.holds(size_of::<T>()), "value size of the map");
+        let count = self.info.max_entries as usize * self.info.value_size as usize / size_of::<T>();
         let length = count * size_of::<T>();
         let protection = if writable {
             libc::PROT_READ | libc::PROT_WRITE
@@ -569,6 +575,14 @@ impl<T: Pod> Shared<T> {
                 size_of::<T>() / 8,
             )
         }
+    }
+
+    /// As [`Shared::words`], in halves.
+    pub(super) fn half_words(&self, index: usize) -> &[AtomicU32] {
+        let words = self.words(index);
+        // SAFETY: the same memory, whose halves are aligned; all access is atomic, and the machines
+        // that natmig runs on have atomic access to both sizes side by side.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
     }
 
     /// Reads an element, word by word.

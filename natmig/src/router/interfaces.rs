@@ -7,7 +7,7 @@ use std::{
 };
 
 use natmig_common::{
-    Counter, FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, FLAG_TRUNK, Interface, Role,
+    FLAG_GATEWAY_OWNER, FLAG_KEEP_SOURCE, FLAG_PROMISCUOUS, FLAG_TRUNK, Interface, Role,
     UNKNOWN_SLOT, VlanKey,
 };
 
@@ -153,7 +153,7 @@ pub(super) fn fill(
         .map_err(RouterError::system("list addresses"))?;
     let known = read(maps)?;
     let mut filling = Filling {
-        capacity: maps.counters.info.max_entries / Counter::COUNT,
+        capacity: maps.counters.info.max_entries,
         slots: known.values().map(|interface| interface.slot).collect(),
         known,
         attached: BTreeMap::new(),
@@ -255,6 +255,14 @@ impl Filling {
                     capacity: self.capacity,
                 });
             }
+            // The ifindex, and no program of the device's own. Each time: the kernel takes an element out
+            // when its device goes.
+            maps.devices
+                .update(ifindex, &[*ifindex, 0])
+                .map_err(RouterError::system(format!(
+                    "let frames leave on {}",
+                    attached.name
+                )))?;
             if self.known.get(ifindex) != Some(&attached.interface) {
                 maps.interfaces
                     .update(ifindex, &attached.interface)
@@ -263,6 +271,7 @@ impl Filling {
         }
         for ifindex in self.known.keys() {
             if !self.attached.contains_key(ifindex) {
+                maps.devices.delete(ifindex).map_err(doing())?;
                 maps.interfaces
                     .update(ifindex, &Interface::default())
                     .map_err(doing())?;

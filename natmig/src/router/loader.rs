@@ -13,7 +13,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{ProgramFd, Xdp},
 };
-use natmig_common::{Counter, Meta, names};
+use natmig_common::{Meta, names};
 
 use super::{
     AttachedInterface, RouterError,
@@ -140,7 +140,12 @@ fn load_once(
     let forward_all = u32::from(sizes.forward_all);
     // x86 and s390 keep stores in order; elsewhere `left` has to be an exchange as well.
     let weak_order = u32::from(!cfg!(any(target_arch = "x86_64", target_arch = "s390x")));
-    let counters = |addresses: u32| addresses.saturating_mul(sizes.binding_banks).max(1);
+    let counters = |addresses: u32| {
+        addresses
+            .saturating_mul(2)
+            .saturating_mul(sizes.binding_banks)
+            .max(1)
+    };
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -158,10 +163,8 @@ fn load_once(
         .map_max_entries(names::INDEX_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::ACTIVITY, sizes.cpus)
         .map_max_entries(names::INTERFACES, sizes.largest_ifindex + SPARE_INDICES)
-        .map_max_entries(
-            names::COUNTERS,
-            (sizes.interfaces + SPARE_COUNTERS) * Counter::COUNT,
-        )
+        .map_max_entries(names::DEVICES, sizes.largest_ifindex + SPARE_INDICES)
+        .map_max_entries(names::COUNTERS, sizes.interfaces + SPARE_COUNTERS)
         .map_max_entries(names::BINDING_COUNTERS_IPV4, counters(sizes.addresses_ipv4))
         .map_max_entries(names::BINDING_COUNTERS_IPV6, counters(sizes.addresses_ipv6))
         .map_max_entries(names::BINDING_TOTALS, BUSY_ADDRESSES);

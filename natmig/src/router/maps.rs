@@ -1,11 +1,15 @@
 //! The pinned maps of an instance, opened.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
 
 use natmig_common::{
-    ABI_VERSION, Activity, Awaited, AwaitedKey, BindingKey, BindingTotal, BindingTraffic,
-    BlockBucket, Entry, Heartbeat, Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PoolMask,
-    PrefixBucket, PrefixIpv4, Settled, Slot, Traffic, VlanKey, names,
+    ABI_VERSION, Activity, Awaited, AwaitedKey, BindingKey, BindingTotal, BlockBucket, Entry,
+    Heartbeat, Interface, InterfaceTraffic, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PackedTraffic,
+    PoolMask, PrefixBucket, PrefixIpv4, Settled, Slot, SmallTraffic, VlanKey, binding_counter,
+    names,
 };
 
 use super::{
@@ -20,8 +24,8 @@ pub(super) struct FamilyMaps<F: Net> {
     pub(super) entries: Shared<Entry<F>>,
     pub(super) settled: Shared<Settled<F>>,
     pub(super) index: MapHandle,
-    /// Banks one after the other, each with an element per entry; none of them if nothing counts.
-    pub(super) counters: Shared<BindingTraffic>,
+    /// See [`binding_counter`]; one element alone if nothing counts.
+    pub(super) counters: Shared<PackedTraffic>,
 }
 
 impl<F: Net> FamilyMaps<F> {
@@ -30,17 +34,71 @@ impl<F: Net> FamilyMaps<F> {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
-    /// Elements of the binding counters of an entry, one per bank.
-    pub(super) fn counters_of(&self, entry: u32) -> impl Iterator<Item = usize> + use<F> {
-        let capacity = self.entries.len();
-        let banks = self.banks() as usize;
-        (0..banks).map(move |bank| bank * capacity + entry as usize)
+    /// The binding counters of an entry, one pair per bank: traffic to its address, and from it.
+    pub(super) fn counters_of(&self, entry: u32) -> impl Iterator<Item = [&AtomicU64; 2]> {
+        let capacity = self.capacity();
+        (0..self.banks()).map(move |bank| {
+            [true, false].map(|to| {
+                let counter = binding_counter(bank, capacity, entry, to);
+                &self.counters.words(counter as usize)[0]
+            })
+        })
     }
 
     /// Banks of counters; 0 if nothing is counted.
     pub(super) fn banks(&self) -> u32 {
-        let banks = self.counters.len().checked_div(self.entries.len());
+        let banks = self.counters.len().checked_div(2 * self.entries.len());
         u32::try_from(banks.unwrap_or(0)).unwrap_or(0)
+    }
+
+    /// The half words of an entry's [`Settled`].
+    fn settled_halves(&self, entry: u32) -> &[AtomicU32] {
+        self.settled.half_words(entry as usize)
+    }
+
+    /// Says what may be known of an entry without looking at it; unspecified for nothing.
+    pub(super) fn set_settled(&self, entry: u32, counterpart: F::Octets) {
+        let bytes = bytemuck::bytes_of(&counterpart);
+        if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+            // The other half of the word is the program's.
+            self.settled_halves(entry)[0].store(u32::from_ne_bytes(octets), Ordering::Release);
+            return;
+        }
+        let (first, second) = bytes.split_at(8);
+        if first.iter().any(|octet| *octet != 0) {
+            self.settled.write(entry as usize, 8, second);
+        }
+        self.settled.write(entry as usize, 0, first);
+    }
+
+    /// What was counted next to what is known of an entry.
+    pub(super) fn small(&self, entry: u32) -> SmallTraffic {
+        SmallTraffic(self.small_half(entry).load(Ordering::Relaxed))
+    }
+
+    /// As [`FamilyMaps::small`], and begins anew.
+    pub(super) fn take_small(&self, entry: u32) -> SmallTraffic {
+        let half = self.small_half(entry);
+        if half.load(Ordering::Relaxed) == 0 {
+            return SmallTraffic(0);
+        }
+        SmallTraffic(half.swap(0, Ordering::Relaxed))
+    }
+
+    /// Adds to the bank what was counted next to what is known of an entry, whose address is in a
+    /// locator pool, or is not.
+    pub(super) fn bank_small(&self, entry: u32, in_pool: bool) {
+        let small = self.take_small(entry);
+        if small != SmallTraffic(0)
+            && let Some([to, from]) = self.counters_of(entry).next()
+        {
+            let counter = if in_pool { from } else { to };
+            counter.fetch_add(small.packed().0, Ordering::Relaxed);
+        }
+    }
+
+    fn small_half(&self, entry: u32) -> &AtomicU32 {
+        &self.settled_halves(entry)[std::mem::offset_of!(Settled<F>, traffic) / 4]
     }
 }
 
@@ -63,6 +121,7 @@ pub(super) struct Maps {
     pub(super) next_hops: Shared<NextHop>,
     pub(super) heartbeat: Shared<Heartbeat>,
     pub(super) interfaces: MapHandle,
+    pub(super) devices: MapHandle,
     pub(super) vlans: MapHandle,
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,
@@ -149,8 +208,9 @@ impl Maps {
             next_hops: opener.memory(names::NEXT_HOPS)?,
             heartbeat: opener.memory(names::HEARTBEAT)?,
             interfaces: opener.map::<u32, Interface>(names::INTERFACES)?,
+            devices: opener.map::<u32, [u32; 2]>(names::DEVICES)?,
             vlans: opener.map::<VlanKey, u32>(names::VLANS)?,
-            counters: opener.map::<u32, Traffic>(names::COUNTERS)?,
+            counters: opener.map::<u32, InterfaceTraffic>(names::COUNTERS)?,
             totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
             awaited: opener.map::<AwaitedKey, Awaited>(names::AWAITED)?,
         })

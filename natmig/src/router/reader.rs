@@ -6,8 +6,8 @@ use std::{collections::HashMap, net::IpAddr, rc::Rc, sync::atomic::Ordering};
 
 use ipnet::IpNet;
 use natmig_common::{
-    Action, BindingKey, BindingTotal, Counter, CounterClass, Entry, Ipv4, Ipv6, PackedTraffic,
-    Role, SlotState, Traffic,
+    Action, BindingKey, BindingTotal, Counter, CounterClass, Entry, InterfaceTraffic, Ipv4, Ipv6,
+    PackedTraffic, Role, SlotState,
 };
 use serde::Serialize;
 
@@ -395,23 +395,23 @@ impl Reader {
         let cpus = self.maps.activity.len();
         let mut views = Vec::new();
         for (ifindex, interface) in interfaces::read(&self.maps)? {
-            let mut counters = Vec::new();
-            for counter in Counter::ALL {
-                let element = u32::from(interface.slot) * Counter::COUNT + u32::from(counter.raw());
-                let values: Vec<Traffic> = self
-                    .maps
-                    .counters
-                    .lookup_per_cpu(&element, cpus)
-                    .map_err(RouterError::system("read counters"))?
-                    .unwrap_or_default();
-                counters.push(CounterView {
+            let traffic: Vec<InterfaceTraffic> = self
+                .maps
+                .counters
+                .lookup_per_cpu(&u32::from(interface.slot), cpus)
+                .map_err(RouterError::system("read counters"))?
+                .unwrap_or_default();
+            let counters = Counter::ALL.iter().map(|counter| {
+                let values = || traffic.iter().map(|all| all[usize::from(counter.raw())]);
+                CounterView {
                     name: counter.name(),
                     number: counter.raw(),
                     class: class_name(counter.class()),
-                    packets: values.iter().map(|value| value.packets).sum(),
-                    bytes: values.iter().map(|value| value.bytes).sum(),
-                });
-            }
+                    packets: values().map(|value| value.packets).sum(),
+                    bytes: values().map(|value| value.bytes).sum(),
+                }
+            });
+            let counters = counters.collect();
             views.push(InterfaceView {
                 interface: self.interface_name(ifindex),
                 ifindex,
@@ -491,7 +491,7 @@ impl Reader {
                 .is_some()
                 .then(|| self.version(&Decoded::of(&entry.pending))),
             reference,
-            traffic: self.traffic::<F>(index, totals),
+            traffic: self.traffic(index, &entry, totals),
         })
     }
 
@@ -520,18 +520,27 @@ impl Reader {
         }
     }
 
-    /// What all banks have counted, and what was taken out of them when they were full.
-    fn traffic<F: Net>(&self, index: u32, totals: &Totals) -> Option<TrafficView> {
+    /// What all banks have counted, what is not in a bank yet, and what was taken out of them when they were full.
+    fn traffic<F: Net>(
+        &self,
+        index: u32,
+        entry: &Entry<F>,
+        totals: &Totals,
+    ) -> Option<TrafficView> {
         let family = F::maps(&self.maps);
         if family.banks() == 0 {
             return None;
         }
         let mut sum = TrafficView::default();
-        for element in family.counters_of(index) {
-            let [to, from] = family.counters.words(element) else {
-                continue;
-            };
-            let [to, from] = [to, from].map(|word| PackedTraffic(word.load(Ordering::Relaxed)));
+        let small = family.small(index).packed();
+        let (mut to, mut from) = (small, PackedTraffic::default());
+        if F::Prefixes::in_pool(&self.maps, F::number(entry.address)) {
+            (to, from) = (from, to);
+        }
+        let banks = family
+            .counters_of(index)
+            .map(|words| words.map(|word| PackedTraffic(word.load(Ordering::Relaxed))));
+        for [to, from] in banks.chain([[to, from]]) {
             sum.add(TrafficView {
                 packets_to: to.packets(),
                 bytes_to: to.bytes(),

@@ -336,8 +336,24 @@ impl Tables {
     /// Sets the fabric's locator pools. No address that was in a pool and stays in one counts as in
     /// none at any time.
     pub(super) fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError> {
-        self.ipv6.prefixes.set_pools(&self.maps, pools)?;
-        self.ipv4.prefixes.set_pools(&self.maps, pools)
+        let before = IpNet::aggregate(&Self::pools(&self.maps));
+        let changes = before != IpNet::aggregate(&pools.to_vec());
+        if changes {
+            // The pools say what a settled entry is: with other ones it would be something else.
+            self.ipv4.unsettle(&self.maps);
+            self.ipv6.unsettle(&self.maps);
+            grace::fast(&self.maps.activity)?;
+            self.ipv4.bank_small(&self.maps);
+            self.ipv6.bank_small(&self.maps);
+        }
+        let ipv6 = self.ipv6.prefixes.set_pools(&self.maps, pools);
+        let result = ipv6.and_then(|()| self.ipv4.prefixes.set_pools(&self.maps, pools));
+        if changes {
+            grace::fast(&self.maps.activity)?;
+            self.ipv4.settle(&self.maps);
+            self.ipv6.settle(&self.maps);
+        }
+        result
     }
 
     /// Sets the element of `ROUTES` that packets to a prefix take: a /16, with all /24s in it, or a

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData},
+    maps::{HashMap, MapData, PerCpuArray, xdp::DevMap},
     programs::{Xdp, XdpMode},
 };
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable as _};
@@ -63,6 +63,8 @@ const OUTWARDS: u16 = 1;
 #[derive(Debug)]
 pub struct Core {
     ebpf: Ebpf,
+    /// The router's interfaces.
+    devices: [u32; 2],
 }
 
 /// A memory-mapped array, as `T`s.
@@ -74,12 +76,15 @@ struct Memory<T> {
 impl<T: AnyBitPattern + NoUninit> Memory<T> {
     fn map(map: &MapData) -> Result<Self> {
         let info = map.info()?;
+        // Some tables are one element with all of it.
+        let bytes = info.value_size() as usize * info.max_entries() as usize;
         ensure!(
-            info.value_size() as usize == size_of::<T>(),
+            info.value_size() as usize == size_of::<T>()
+                || info.max_entries() == 1 && bytes.is_multiple_of(size_of::<T>()),
             "{:?} is laid out differently",
             info.name_as_str()
         );
-        let length = info.max_entries() as usize;
+        let length = bytes / size_of::<T>();
         // SAFETY: a shared mapping of a whole map, at an address that the kernel chooses.
         let start = unsafe {
             libc::mmap(
@@ -125,17 +130,20 @@ impl<T> Drop for Memory<T> {
     }
 }
 
+/// What may be known of an entry.
+fn known<F: natmig_common::Family>(entry: &Entry<F>, in_pool: bool) -> Settled<F> {
+    Settled {
+        counterpart: Settled::counterpart_of(entry, in_pool),
+        ..Settled::zeroed()
+    }
+}
+
 impl Core {
     /// Loads the program for a site and fills its tables with [`BINDINGS`] dense bindings of each
     /// family.
     pub fn load(object: &Path, site: &Site, settings: Settings) -> Result<Self> {
-        let cpus = u32::try_from(crate::machine::online())?;
-        let banks = if settings.counted {
-            cpus.next_power_of_two()
-        } else {
-            0
-        };
-        let counters = (banks * ENTRIES).max(1);
+        let banks = u32::from(settings.counted);
+        let counters = (2 * banks * ENTRIES).max(1);
         let mut loader = EbpfLoader::new();
         let ebpf = loader
             .override_global("BINDING_BANKS", &banks, true)
@@ -153,7 +161,10 @@ impl Core {
             .map_max_entries(names::BINDING_COUNTERS_IPV6, counters)
             .load_file(object)
             .with_context(|| format!("cannot load {}", object.display()))?;
-        let mut core = Self { ebpf };
+        let mut core = Self {
+            ebpf,
+            devices: [0; 2],
+        };
         core.program()?
             .load()
             .context("the kernel refuses natmig")?;
@@ -174,6 +185,11 @@ impl Core {
     pub fn attach(&mut self) -> Result<()> {
         for interface in ["in", "out"] {
             self.program()?.attach(interface, XdpMode::Driver)?;
+        }
+        let map = self.ebpf.map_mut(names::DEVICES).context("no devices")?;
+        let mut devices: DevMap<_> = map.try_into()?;
+        for ifindex in self.devices {
+            devices.set(ifindex, ifindex, None, 0)?;
         }
         Ok(())
     }
@@ -217,6 +233,7 @@ impl Core {
             };
             interfaces.set(ifindex, element);
         }
+        self.devices = [IN + site.lane, OUT + site.lane];
         self.memory::<NextHop>(names::NEXT_HOPS)?.set(
             0,
             NextHop {
@@ -273,7 +290,7 @@ impl Core {
                     ..Entry::zeroed()
                 };
                 entries.set(first + number, entry);
-                settled.set(first + number, Settled::of(&entry));
+                settled.set(first + number, known(&entry, area == locators));
             }
             // All of the area's /8, the /16s with entries with a chunk.
             for wide in 0..256 {
@@ -352,7 +369,7 @@ impl Core {
                     ..Entry::zeroed()
                 };
                 entries.set(first + number, entry);
-                settled.set(first + number, Settled::of(&entry));
+                settled.set(first + number, known(&entry, area == locators));
                 let (high, low) = halves(address);
                 if low.trailing_zeros() >= 8 && settings.blocks {
                     let block = BlockIpv6 {
@@ -413,15 +430,12 @@ impl Core {
     /// Packets that a counter has counted, on both interfaces and all CPUs.
     pub fn counted(&mut self, counter: Counter) -> Result<u64> {
         let map = self.ebpf.map(names::COUNTERS).context("no counters")?;
-        let counters: aya::maps::PerCpuArray<_, [u64; 2]> = map.try_into()?;
+        let counters: PerCpuArray<_, [[u64; 2]; Counter::COUNT as usize]> = map.try_into()?;
         let mut sum = 0;
         for slot in 0..3 {
-            let index = slot * Counter::COUNT + u32::from(counter.raw());
-            sum += counters
-                .get(&index, 0)?
-                .iter()
-                .map(|[packets, _]| packets)
-                .sum::<u64>();
+            let values = counters.get(&slot, 0)?;
+            let values = values.iter().map(|all| all[usize::from(counter.raw())]);
+            sum += values.map(|[packets, _]| packets).sum::<u64>();
         }
         Ok(sum)
     }

@@ -179,16 +179,13 @@ impl Instance {
     pub fn counted(&self, counter: Counter) -> Result<u64> {
         let map = MapData::from_pin(self.maps().join(names::COUNTERS))?;
         let length = map.info()?.max_entries();
-        let counters: PerCpuArray<_, [u64; 2]> = Map::PerCpuArray(map).try_into()?;
+        let counters: PerCpuArray<_, [[u64; 2]; Counter::COUNT as usize]> =
+            Map::PerCpuArray(map).try_into()?;
         let mut sum = 0;
-        let mut index = u32::from(counter.raw());
-        while index < length {
-            sum += counters
-                .get(&index, 0)?
-                .iter()
-                .map(|[packets, _]| packets)
-                .sum::<u64>();
-            index += Counter::COUNT;
+        for slot in 0..length {
+            let values = counters.get(&slot, 0)?;
+            let values = values.iter().map(|all| all[usize::from(counter.raw())]);
+            sum += values.map(|[packets, _]| packets).sum::<u64>();
         }
         Ok(sum)
     }

@@ -10,14 +10,14 @@
 //! - What leads to an entry goes, then a grace period, then the entry, and after another it is free:
 //!   a block goes on leading to an entry that its address may soon have again.
 
-use bytemuck::Zeroable as _;
-use natmig_common::{Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, Version};
+use natmig_common::{
+    Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, SmallTraffic, Version,
+};
 
 use super::{
     super::{
         RouterError,
         address_map::AddressMap,
-        bpf::Shared,
         family::{Net, in_use, use_offset},
         grace,
         maps::{FamilyMaps, Maps},
@@ -62,18 +62,19 @@ pub(super) struct Remains {
 }
 
 /// Writes an entry that nothing leads to, or that is not in use.
-fn write_entry<F: Net>(maps: &FamilyMaps<F>, number: u32, entry: &Entry<F>) {
+fn write_entry<F: Net>(maps: &Maps, number: u32, entry: &Entry<F>) {
+    let family = F::maps(maps);
     let bytes = bytemuck::bytes_of(entry);
     let rest = use_offset::<F>() + 8;
-    maps.entries.write(number as usize, rest, &bytes[rest..]);
-    maps.entries.write(number as usize, 0, &bytes[..rest]);
+    family.entries.write(number as usize, rest, &bytes[rest..]);
+    family.entries.write(number as usize, 0, &bytes[..rest]);
     // Never for an entry that is not in use: a block that is built later may not write all of its own.
-    settle(maps, number, &Settled::of(entry));
+    settle(maps, number, entry);
 }
 
 /// Clears an entry.
 fn clear_entry<F: Net>(maps: &FamilyMaps<F>, number: u32) {
-    settle(maps, number, &Settled::zeroed());
+    unsettle(maps, number);
     let zero = [0; 128];
     let from = use_offset::<F>();
     let at = number as usize;
@@ -131,10 +132,10 @@ impl<F: Net> Entries<F> {
             let address = F::number(entry.address);
             let held = entry.reference != 0 && holds(entry.reference, number);
             if entry.reference != 0 && !held {
-                set_reference(family, number, 0);
+                set_reference::<F>(maps, number, 0);
             }
             if !held {
-                settle(family, number, &Settled::of(&family.entries.get(at)));
+                settle(maps, number, &family.entries.get(at));
             }
             let absent = !held && action(&entry.current) == Action::Absent;
             if let Some(first) = entries.blocks.get(&F::narrow(address)) {
@@ -190,6 +191,27 @@ impl<F: Net> Entries<F> {
             self.slabs.release_block(first);
         }
         Ok(())
+    }
+
+    /// Says that all entries must be looked at.
+    pub(super) fn unsettle(&self, maps: &Maps) {
+        for number in self.slabs.iter() {
+            unsettle(F::maps(maps), number);
+        }
+    }
+
+    /// Adds to the bank what was counted next to what is known of entries.
+    pub(super) fn bank_small(&self, maps: &Maps) {
+        for number in self.slabs.iter() {
+            bank_small::<F>(maps, number);
+        }
+    }
+
+    /// Says of all entries what may be known of them without looking.
+    pub(super) fn settle(&self, maps: &Maps) {
+        for number in self.slabs.iter() {
+            settle(maps, number, &F::maps(maps).entries.get(number as usize));
+        }
     }
 
     /// Number of entries.
@@ -283,7 +305,7 @@ impl<F: Net> Entries<F> {
                         entry.current.action = Action::Absent as u8;
                         early.push((number, write.version));
                     }
-                    write_entry(family, number, &entry);
+                    write_entry(maps, number, &entry);
                     self.slabs.mark(number);
                     numbers.push(number);
                 }
@@ -300,7 +322,7 @@ impl<F: Net> Entries<F> {
             }
             for write in group {
                 let number = self.take_single(maps)?;
-                write_entry(family, number, &write.entry(reference));
+                write_entry(maps, number, &write.entry(reference));
                 numbers.push(number);
                 self.keys.push(F::octets(write.address));
                 self.values.push(number);
@@ -372,13 +394,13 @@ impl<F: Net> Entries<F> {
         }
         let place = |address| first + u32::from(F::last(address));
         for (address, _, entry) in &old {
-            write_entry(family, place(*address), entry);
+            write_entry(maps, place(*address), entry);
             self.slabs.mark(place(*address));
         }
         step!("block:copied");
         for write in group {
             let number = place(write.address);
-            write_entry(family, number, &write.entry(reference));
+            write_entry(maps, number, &write.entry(reference));
             self.slabs.mark(number);
             numbers.push(number);
         }
@@ -520,15 +542,13 @@ impl<F: Net> Entries<F> {
             return Ok(());
         }
         let family = F::maps(maps);
-        for element in numbers
-            .iter()
-            .flat_map(|number| family.counters_of(*number))
-        {
-            for word in family.counters.words(element) {
+        for number in numbers {
+            for word in family.counters_of(*number).flatten() {
                 if word.load(std::sync::atomic::Ordering::Relaxed) != 0 {
                     word.store(0, std::sync::atomic::Ordering::Relaxed);
                 }
             }
+            family.take_small(*number);
         }
         forget_totals::<F>(maps, numbers)
             .map_err(RouterError::system("reset the counters of freed entries"))?;
@@ -546,32 +566,42 @@ impl<F: Net> Entries<F> {
 
 /// Stores the word of an entry that refers to a transaction. While it refers to one, the entry must be
 /// looked at; when it no longer does, its current version is in force.
-pub(super) fn set_reference<F: Net>(maps: &FamilyMaps<F>, number: u32, reference: u64) {
+pub(super) fn set_reference<F: Net>(maps: &Maps, number: u32, reference: u64) {
+    let family = F::maps(maps);
     if reference != 0 {
-        settle(maps, number, &Settled::zeroed());
+        unsettle(family, number);
     }
     let offset = std::mem::offset_of!(Entry<F>, reference);
-    maps.entries.publish(number as usize, offset, reference);
+    family.entries.publish(number as usize, offset, reference);
     if reference == 0 {
-        let entry = maps.entries.get(number as usize);
-        settle(maps, number, &Settled::of(&entry));
+        settle(maps, number, &family.entries.get(number as usize));
     }
 }
 
-/// Says what may be known of an entry without looking at it; the word with the action comes last.
-fn settle<F: Net>(maps: &FamilyMaps<F>, number: u32, settled: &Settled<F>) {
-    let bytes = bytemuck::bytes_of(settled);
-    let (rest, word) = bytes.split_at(bytes.len() - 8);
-    if settled.action != 0 {
-        maps.settled.write(number as usize, 0, rest);
+/// Says what may be known of an entry without looking at it.
+fn settle<F: Net>(maps: &Maps, number: u32, entry: &Entry<F>) {
+    let in_pool = F::Prefixes::in_pool(maps, F::number(entry.address));
+    F::maps(maps).set_settled(number, Settled::counterpart_of(entry, in_pool));
+}
+
+/// Adds to the bank what was counted next to what is known of an entry.
+fn bank_small<F: Net>(maps: &Maps, number: u32) {
+    let family = F::maps(maps);
+    if family.small(number) != SmallTraffic(0) {
+        let address = family.entries.get(number as usize).address;
+        let in_pool = F::Prefixes::in_pool(maps, F::number(address));
+        family.bank_small(number, in_pool);
     }
-    let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
-    maps.settled.publish(number as usize, rest.len(), word);
+}
+
+/// Says that an entry must be looked at.
+fn unsettle<F: Net>(maps: &FamilyMaps<F>, number: u32) {
+    maps.set_settled(number, F::UNSPECIFIED);
 }
 
 /// Ends what the current version does: one store of the word that holds the action.
 pub(super) fn set_absent<F: Net>(maps: &FamilyMaps<F>, number: u32) {
-    settle(maps, number, &Settled::zeroed());
+    unsettle(maps, number);
     let offset = std::mem::offset_of!(Entry<F>, current);
     maps.entries.publish(number as usize, offset, 0);
 }
@@ -587,9 +617,9 @@ pub(super) fn set_action<F: Net>(maps: &FamilyMaps<F>, number: u32, version: &Ve
 fn carry_over<F: Net>(maps: &Maps, from: u32, to: u32) -> Result<(), RouterError> {
     use std::sync::atomic::Ordering::Relaxed;
     let family = F::maps(maps);
-    let counters: &Shared<_> = &family.counters;
+    bank_small::<F>(maps, from);
     for (from, to) in family.counters_of(from).zip(family.counters_of(to)) {
-        for (from, to) in counters.words(from).iter().zip(counters.words(to)) {
+        for (from, to) in from.into_iter().zip(to) {
             if from.load(Relaxed) != 0 {
                 to.fetch_add(from.swap(0, Relaxed), Relaxed);
             }

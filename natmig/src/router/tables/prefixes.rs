@@ -18,6 +18,9 @@ pub(in crate::router) trait Prefixes<F: Net>: std::fmt::Debug + Sized {
     /// of its block, which goes before.
     fn lead(maps: &Maps, address: F::Number) -> (bool, Option<u32>);
 
+    /// Whether an address is in a locator pool, as a packet finds it.
+    fn in_pool(maps: &Maps, address: F::Number) -> bool;
+
     /// The blocks that the maps name: narrow prefix and first entry, not checked.
     fn blocks(&self, maps: &Maps) -> Vec<(F::Number, u32)>;
 

@@ -243,6 +243,18 @@ impl Prefixes<Ipv4> for PrefixesIpv4 {
         lead(maps, address)
     }
 
+    fn in_pool(maps: &Maps, address: u32) -> bool {
+        match get(maps, element_of(maps, address)).pool {
+            0 => false,
+            PrefixIpv4::WHOLE => true,
+            mask => {
+                let PoolMask { bits } = maps.pool_masks.get(usize::from(mask) - 2);
+                let octet = address & 0xff;
+                bits[(octet / 64) as usize] >> (octet % 64) & 1 != 0
+            }
+        }
+    }
+
     fn blocks(&self, maps: &Maps) -> Vec<(u32, u32)> {
         let mut blocks = Vec::new();
         for wide in 0..WIDE_PREFIXES {

@@ -59,6 +59,14 @@ fn low_of(address: u128) -> u64 {
     halves(address)[1]
 }
 
+/// The address of these halves, all in network order.
+fn join(high: [u8; 8], low: [u8; 8]) -> [u8; 16] {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&high);
+    octets[8..].copy_from_slice(&low);
+    octets
+}
+
 fn halves(address: u128) -> [u64; 2] {
     let bytes = address.to_be_bytes();
     let (mut high, mut low) = ([0; 8], [0; 8]);
@@ -374,6 +382,14 @@ impl Prefixes<Ipv6> for PrefixesIpv6 {
 
     fn lead(maps: &Maps, address: u128) -> (bool, Option<u32>) {
         lead(maps, address)
+    }
+
+    fn in_pool(maps: &Maps, address: u128) -> bool {
+        find(maps, address).is_some_and(|slot| {
+            let first = u128::from_be_bytes(join(slot.prefix, slot.pool));
+            let differing = 128 - u32::from(slot.pool_length);
+            slot.pool_length != 0 && (address ^ first).unbounded_shr(differing) == 0
+        })
     }
 
     fn blocks(&self, maps: &Maps) -> Vec<(u128, u32)> {

@@ -239,7 +239,7 @@ impl Tables {
             family
                 .entries
                 .write(*number as usize, offset_of!(Entry<F>, pending), bytes);
-            set_reference(family, *number, reference.raw());
+            set_reference::<F>(&self.maps, *number, reference.raw());
             if write.early {
                 set_action(family, *number, &write.version);
             }
@@ -322,7 +322,7 @@ impl Tables {
                 // The reference stays until the entry is gone: it tells a successor whose it is.
                 dead.push(*number);
             } else {
-                set_reference(family, *number, 0);
+                set_reference::<F>(&self.maps, *number, 0);
             }
         }
         dead
@@ -379,7 +379,7 @@ impl Tables {
 
     fn clear_references<F: Net>(&self, numbers: &[u32]) {
         for number in numbers {
-            set_reference(F::maps(&self.maps), *number, 0);
+            set_reference::<F>(&self.maps, *number, 0);
             step!("fold:clearing");
         }
     }
