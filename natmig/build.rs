@@ -4,6 +4,8 @@
 //! is built all the same, for `cargo check` and tests on machines without an eBPF toolchain, and
 //! says at run time how to get one that can load the program.
 //!
+//! All calls of the protocol become an enumeration, so that the compiler sees when a list of them has gaps.
+//!
 //! The protocol files are compiled by `protox`, so that no `protoc` needs to be installed.
 
 use std::{env, error::Error, fs, path::Path};
@@ -40,6 +42,8 @@ fn embed_program() -> Result<(), Box<dyn Error>> {
 fn generate_protocol() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOCOL, ["proto"])?;
+    let calls = Path::new(&env::var("OUT_DIR")?).join("rpc.rs");
+    fs::write(calls, list_calls(&descriptors))?;
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
@@ -49,4 +53,33 @@ fn generate_protocol() -> Result<(), Box<dyn Error>> {
         .build_server(false)
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Source of an enumeration of all calls of all services.
+fn list_calls(descriptors: &prost_types::FileDescriptorSet) -> String {
+    let mut variants = String::new();
+    let mut paths = String::new();
+    let mut names = String::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service, method) = (file.package(), service.name(), method.name());
+                variants += &format!("/// `{package}.{service}/{method}`.\n{method},\n");
+                paths += &format!("\"/{package}.{service}/{method}\" => Some(Self::{method}),\n");
+                names += &format!("Self::{method} => \"{method}\",\n");
+            }
+        }
+    }
+    format!(
+        "/// A call of the protocol.\n\
+         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\n\
+         pub enum Rpc {{\n{variants}}}\n\
+         impl Rpc {{\n\
+         /// The call with this path of HTTP.\n\
+         pub fn from_path(path: &str) -> Option<Self> {{\n\
+         match path {{\n{paths}_ => None,\n}}\n}}\n\
+         /// Its name.\n\
+         pub fn name(self) -> &'static str {{\n\
+         match self {{\n{names}}}\n}}\n}}\n"
+    )
 }

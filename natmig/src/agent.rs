@@ -16,7 +16,13 @@ use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 pub use tables::{SetRoutes, Tables};
 pub use term::TermError;
 
-use crate::{config::RouterConfig, names::RouterName, proto::RouterInterface};
+use crate::{
+    config::RouterConfig,
+    names::RouterName,
+    pki::Role,
+    proto::RouterInterface,
+    tls::{CredentialFiles, Credentials, TlsError},
+};
 use links::Links;
 use term::TermFile;
 use tokio::sync::mpsc;
@@ -37,6 +43,8 @@ pub struct Identity {
     pub term_file: PathBuf,
     /// Called when a router that waited for its table is attached: it may attract traffic.
     pub ready: fn(),
+    /// What is shown to controllers that are dialled over TLS.
+    pub credentials: Option<Arc<Credentials>>,
 }
 
 /// The agent cannot go on.
@@ -44,9 +52,12 @@ pub struct Identity {
 pub enum AgentError {
     /// The configuration names no controller.
     #[error(
-        "the configuration names no controller; add [controller] with endpoints = [\"http://HOST:PORT\"]"
+        "the configuration names no controller; add [controller] with endpoints = [\"https://HOST:PORT\"]"
     )]
     NoEndpoint,
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The term cannot be kept.
     #[error(transparent)]
     Term(#[from] TermError),
@@ -77,8 +88,30 @@ impl Identity {
             retry: controller.retry,
             term_file,
             ready,
+            credentials: match &controller.tls {
+                None => None,
+                Some(files) => Some(Arc::new(credentials(files, &config.router)?)),
+            },
         })
     }
+}
+
+/// The certificates of a router's agent.
+fn credentials(files: &CredentialFiles, router: &RouterName) -> Result<Credentials, TlsError> {
+    let credentials = Credentials::load(files)?;
+    credentials.require(
+        &format!("agent {router}"),
+        |role| matches!(role, Role::Agent(own) if own == router),
+    )?;
+    Ok(credentials)
+}
+
+/// Looks now and then, and upon SIGHUP, whether certificates changed or expire.
+async fn watch(credentials: Option<Arc<Credentials>>) -> io::Error {
+    let Some(credentials) = credentials else {
+        return std::future::pending().await;
+    };
+    credentials.watch().await
 }
 
 /// Runs until `shutdown` is ready, then gives the tables back after the command in progress. The
@@ -92,11 +125,13 @@ pub async fn run<T: Tables>(
     let (work, worker) = worker::start(tables, term, identity.ready)?;
     let links = Links::subscribe()?;
     let refresh = refresh(links, work.clone());
+    let watch = watch(identity.credentials.clone());
     let session = session::run(Arc::new(identity), work);
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         error = session => Err(error),
         error = refresh => Err(error),
+        error = watch => Err(error.into()),
     };
     let tables = tokio::task::spawn_blocking(move || worker.join())
         .await

@@ -11,6 +11,7 @@ mod map;
 mod migrate;
 mod migration;
 mod output;
+mod pki;
 mod progress;
 mod router;
 mod stats;
@@ -50,6 +51,7 @@ enum Subcommand {
     QmpWatch(hypervisor::qmp_watch::Args),
     LibvirtHook(hypervisor::libvirt_hook::Args),
     Store(store::Args),
+    Pki(pki::Args),
 }
 
 /// Runs the command and reports its error.
@@ -72,6 +74,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::QmpWatch(args) => hypervisor::qmp_watch::run(&args),
         Subcommand::LibvirtHook(args) => hypervisor::libvirt_hook::run(&args),
         Subcommand::Store(args) => store::run(&args),
+        Subcommand::Pki(args) => pki::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("natmig: {error:#}");

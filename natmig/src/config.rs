@@ -22,6 +22,7 @@ pub(crate) use self::read::check_pool;
 use crate::{
     names::{RouterName, SegmentName},
     rule::MacAddress,
+    tls::CredentialFiles,
 };
 
 /// MAC address that answers for away VMs unless the configuration says otherwise.
@@ -173,6 +174,9 @@ pub struct ControllerConfig {
     pub endpoints: Vec<String>,
     /// How long the agent waits between two attempts.
     pub retry: Duration,
+    /// Certificates, for URLs that begin with https://.
+    #[serde(default)]
+    pub tls: Option<CredentialFiles>,
 }
 
 impl RouterConfig {

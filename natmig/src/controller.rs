@@ -7,36 +7,44 @@
 //! but send whoever asks to the leader (`role`).
 
 mod agents;
+mod authorise;
 mod config;
 mod control;
 mod core;
+mod group;
+mod incoming;
 mod lead;
 mod listen;
+mod peer;
 mod role;
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::Stream;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
     task::JoinHandle,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 pub use config::{ConfigError, ControllerConfig, DEFAULT_SOCKET, DEFAULT_STORE, StorePlace};
 pub use core::StartError;
-pub use listen::ListenError;
+pub use group::SocketRole;
+pub use listen::{ListenError, Listeners};
 
 use self::{
     agents::Agents,
+    authorise::Authorise,
     control::Control,
     core::{Handle, Running},
+    incoming::Accepted,
     listen::SocketFile,
     role::{Role, Roles},
 };
 use crate::{
     coordinator::Config,
+    pki,
     proto::{
         KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, WINDOW,
         v1::{
@@ -44,6 +52,7 @@ use crate::{
         },
     },
     store::{Candidate, FileStore, Store, StoreError},
+    tls::{Credentials, TlsError},
 };
 
 /// How long connections may take to end when the controller does.
@@ -58,20 +67,18 @@ pub enum ControllerError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The Unix socket cannot be had.
+    /// An address or a socket cannot be had.
     #[error(transparent)]
-    Socket(#[from] ListenError),
+    Listen(#[from] ListenError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The system refuses.
+    #[error(transparent)]
+    System(#[from] io::Error),
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(String),
-    /// The TCP address cannot be had.
-    #[error("cannot listen on {address}: {source}; see `listen` in the configuration")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
     /// A server failed.
     #[error("the server failed: {0}")]
     Server(#[from] tonic::transport::Error),
@@ -101,22 +108,28 @@ pub struct Controller {
     address: Option<SocketAddr>,
 }
 
-/// Opens the store, takes up where it ends, and serves. With etcd, it stands by until it is elected.
+/// Binds, opens the store, takes up where it ends, and serves. With etcd, it stands by until it is
+/// elected.
 pub async fn start(config: &ControllerConfig) -> Result<Controller, ControllerError> {
-    match config.place() {
-        StorePlace::File(path) => {
-            let store = FileStore::open(&path)?;
-            start_with(config, Box::new(store), Config::default()).await
-        }
+    let listeners = Listeners::bind(config)?;
+    start_on(config, listeners).await
+}
+
+/// As [`start`], on sockets that are bound already.
+pub async fn start_on(
+    config: &ControllerConfig,
+    listeners: Listeners,
+) -> Result<Controller, ControllerError> {
+    let leadership = || match config.place() {
+        StorePlace::File(path) => sole(Box::new(FileStore::open(&path)?), Config::default()),
         StorePlace::Etcd(etcd) => {
             let address = config.advertised().map_err(ControllerError::Config)?;
             let candidate =
                 Candidate::new(&etcd, &config.name(), &address).map_err(StoreError::from)?;
-            let candidate = Box::new(candidate);
-            let leadership = Leadership::Elected(candidate, Config::default());
-            serve(config, || Ok(leadership)).await
+            Ok(Leadership::Elected(Box::new(candidate), Config::default()))
         }
-    }
+    };
+    serve_all(config, listeners, leadership)
 }
 
 /// As [`start`], with a store that nobody else can use, and other times.
@@ -125,35 +138,29 @@ pub async fn start_with(
     store: Box<dyn Store>,
     times: Config,
 ) -> Result<Controller, ControllerError> {
-    serve(config, || {
-        let (core, running) = core::start(store, times)?;
-        Ok(Leadership::Sole(core, running))
-    })
-    .await
+    let listeners = Listeners::bind(config)?;
+    serve_all(config, listeners, || sole(store, times))
 }
 
-/// Binds sockets first: where that fails, nothing has been begun.
-async fn serve(
+fn sole(store: Box<dyn Store>, times: Config) -> Result<Leadership, ControllerError> {
+    let (core, running) = core::start(store, times)?;
+    Ok(Leadership::Sole(core, running))
+}
+
+/// Has certificates and sockets first: where that fails, nothing has been begun.
+fn serve_all(
     config: &ControllerConfig,
+    listeners: Listeners,
     leadership: impl FnOnce() -> Result<Leadership, ControllerError>,
 ) -> Result<Controller, ControllerError> {
-    let (unix, socket) = listen::bind(&config.socket)?;
-    let tcp = match config.listen {
-        None => None,
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .map_err(|source| ControllerError::Listen { address, source })?,
-        ),
-    };
+    let credentials = credentials(config)?;
+    let unix = UnixListener::from_std(listeners.unix)?;
+    let tcp = listeners.tcp.map(TcpListener::from_std).transpose()?;
     let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
-    if let Some(address) = address
-        && !address.ip().is_loopback()
-    {
+    if let (Some(address), None) = (address, &credentials) {
         tracing::warn!(
             %address,
-            "serving without TLS: whoever reaches this address commands the fabric; keep it on a \
-             management network"
+            "insecure = true: serving without TLS; whoever reaches this address commands the fabric"
         );
     }
     let leadership = leadership()?;
@@ -163,13 +170,25 @@ async fn serve(
     });
     let roles = Roles::new(config.name(), present);
     let (stop, _) = watch::channel(false);
-    let mut servers = vec![tokio::spawn(serve_unix(
+    let mut servers = vec![tokio::spawn(serve(
         roles.clone(),
-        unix,
+        incoming::unix(unix, listeners.group),
         stop.subscribe(),
     ))];
     if let Some(tcp) = tcp {
-        servers.push(tokio::spawn(serve_tcp(roles, tcp, stop.subscribe())));
+        let incoming = incoming::tcp(tcp, credentials.clone());
+        servers.push(tokio::spawn(serve(roles, incoming, stop.subscribe())));
+    }
+    if let Some(credentials) = credentials {
+        let stopped = stopped(stop.subscribe());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped => {}
+                error = credentials.watch() => {
+                    tracing::error!(%error, "cannot catch SIGHUP: certificates are read again upon connections alone");
+                }
+            }
+        });
     }
     tracing::info!(
         socket = %config.socket.display(),
@@ -181,9 +200,21 @@ async fn serve(
         role,
         servers,
         stop,
-        socket,
+        socket: listeners.socket,
         address,
     })
+}
+
+/// The controller's certificates, if it has any.
+fn credentials(config: &ControllerConfig) -> Result<Option<Arc<Credentials>>, TlsError> {
+    let Some(files) = &config.tls else {
+        return Ok(None);
+    };
+    let credentials = Credentials::load(files)?;
+    credentials.require("a controller", |role| {
+        matches!(role, pki::Role::Controller(_))
+    })?;
+    Ok(Some(Arc::new(credentials)))
 }
 
 impl Controller {
@@ -250,27 +281,14 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     stop.wait_for(|stop| *stop).await.ok();
 }
 
-async fn serve_unix(
+async fn serve(
     roles: Roles,
-    listener: UnixListener,
+    incoming: impl Stream<Item = io::Result<Accepted>> + Send + 'static,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let (agents, control) = services(roles);
     server()
-        .add_service(agents)
-        .add_service(control)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop))
-        .await
-}
-
-async fn serve_tcp(
-    roles: Roles,
-    listener: TcpListener,
-    stop: watch::Receiver<bool>,
-) -> Result<(), tonic::transport::Error> {
-    let (agents, control) = services(roles);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    server()
+        .layer(Authorise)
         .add_service(agents)
         .add_service(control)
         .serve_with_incoming_shutdown(incoming, stopped(stop))

@@ -14,9 +14,11 @@ pub mod metrics;
 #[cfg(test)]
 mod model;
 pub mod names;
+pub mod pki;
 pub mod planner;
 pub mod proto;
 pub mod router;
 pub mod rule;
 pub mod store;
+pub mod tls;
 pub mod topology;

@@ -28,6 +28,8 @@ pub mod v1 {
     tonic::include_proto!("natmig.v1");
 }
 
+include!(concat!(env!("OUT_DIR"), "/rpc.rs"));
+
 /// A text for people from a peer is cut to this many characters.
 const TEXT_LIMIT: usize = 4096;
 

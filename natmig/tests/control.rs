@@ -48,6 +48,7 @@ async fn agents_and_operators_come_over_tcp() {
     let mut fabric = Fabric::new();
     let config = natmig::controller::ControllerConfig {
         listen: Some("127.0.0.1:0".parse().unwrap()),
+        insecure: true,
         ..fabric.config()
     };
     let store = Box::new(fabric.store());

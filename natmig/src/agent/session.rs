@@ -6,12 +6,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 
 use super::{AgentError, Identity, worker::Work};
-use crate::proto::{
-    Command, Hello, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, Malformed, StandingBy,
-    WINDOW, v1, v1::agent_service_client::AgentServiceClient,
+use crate::{
+    proto::{
+        Command, Hello, MESSAGE_LIMIT, Malformed, StandingBy, v1,
+        v1::agent_service_client::AgentServiceClient,
+    },
+    tls::{DialError, dial},
 };
 
 /// Pause after the first failure; it doubles up to the configured one.
@@ -30,10 +32,8 @@ const REPLIES: usize = 256;
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("{0}")]
-    Endpoint(tonic::transport::Error),
-    #[error("does not answer: {}", chain(.0))]
-    Connect(tonic::transport::Error),
+    #[error("cannot be reached: {0}")]
+    Dial(#[from] DialError),
     #[error("ended the session: {}", .0.message())]
     Status(#[from] tonic::Status),
     #[error("does not answer in time")]
@@ -44,17 +44,6 @@ enum SessionError {
     Ended,
     #[error("the tables' thread has ended")]
     NoWorker,
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// Keeps a session up, for ever; only the loss of the tables ends it.
@@ -119,18 +108,7 @@ async fn converse(
     work: &mpsc::Sender<Work>,
     established: &mut bool,
 ) -> Result<(), SessionError> {
-    let channel = Endpoint::from_shared(endpoint.to_owned())
-        .map_err(SessionError::Endpoint)?
-        .connect_timeout(ANSWER_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .connect()
-        .await
-        .map_err(SessionError::Connect)?;
+    let channel = dial(endpoint, ANSWER_TIMEOUT, identity.credentials.as_deref()).await?;
     let mut client = AgentServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);

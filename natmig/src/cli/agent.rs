@@ -25,8 +25,11 @@ use crate::{
     natmig agent --config /etc/natmig/router.toml\n\n\
 The file is the one of `natmig load`, and says besides where the controller is:\n  \
     [controller]\n  \
-    endpoints = [\"http://198.18.0.1:7400\"]\n\n\
-    With metrics = \"127.0.0.1:9441\" in it, http://127.0.0.1:9441/metrics is for Prometheus.\n\n\
+    endpoints = [\"https://198.18.0.1:7400\"]\n  \
+    ca = \"/etc/natmig/pki/ca.pem\"              # natmig pki issue agent ROUTER\n  \
+    certificate = \"/etc/natmig/pki/agent-edge1.pem\"\n  \
+    key = \"/etc/natmig/pki/agent-edge1.key\"\n\n\
+    With metrics = \"127.0.0.1:9441\" before that, http://127.0.0.1:9441/metrics is for Prometheus.\n\n\
     The log goes to standard error; NATMIG_LOG=debug shows more of it.")]
 pub(crate) struct Args {
     /// The router's configuration

@@ -2,20 +2,20 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     controller::DEFAULT_SOCKET,
     coordinator::{MigrationView, Timestamp},
+    pki::DEFAULT_DIRECTORY,
     proto::{self, StandingBy, v1, v1::control_service_client::ControlServiceClient},
+    tls::{CredentialFiles, Credentials, DialError, dial},
 };
 
 /// A controller on this machine answers at once; one elsewhere within this time.
@@ -31,9 +31,22 @@ const ELECTION_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
     /// Where the controller is; of several, the one that leads is found [repeatable, or with commas]
-    #[arg(long, value_name = "unix:///PATH|http://HOST:PORT", env = "NATMIG_CONTROLLER", global = true,
+    #[arg(long, value_name = "unix:///PATH|https://HOST:PORT", env = "NATMIG_CONTROLLER", global = true,
           value_delimiter = ',', default_values_t = [default_controller()])]
     controller: Vec<String>,
+
+    /// Authority that signed the controller's certificate [default: ca.pem in $NATMIG_PKI or
+    /// /etc/natmig/pki]
+    #[arg(long, value_name = "FILE", env = "NATMIG_CA", global = true)]
+    ca: Option<PathBuf>,
+
+    /// Certificate to show to the controller [default: client.pem there]
+    #[arg(long, value_name = "FILE", env = "NATMIG_CERTIFICATE", global = true)]
+    certificate: Option<PathBuf>,
+
+    /// Key of that certificate [default: beside it, with the ending .key]
+    #[arg(long, value_name = "FILE", env = "NATMIG_KEY", global = true)]
+    key: Option<PathBuf>,
 
     /// Print JSON, for programs
     #[arg(long, global = true)]
@@ -144,13 +157,73 @@ impl ClientArgs {
         &self.controller
     }
 
+    fn credential_files(&self) -> CredentialFiles {
+        let directory = std::env::var_os("NATMIG_PKI")
+            .map_or_else(|| PathBuf::from(DEFAULT_DIRECTORY), PathBuf::from);
+        let CredentialFiles {
+            ca,
+            certificate,
+            key: _,
+        } = CredentialFiles::in_directory(&directory, "client");
+        let certificate = self.certificate.clone().unwrap_or(certificate);
+        let beside = certificate.with_extension("key");
+        CredentialFiles {
+            ca: self.ca.clone().unwrap_or(ca),
+            key: self.key.clone().unwrap_or(beside),
+            certificate,
+        }
+    }
+
+    /// What is shown to the controller at `url`, if it is dialled over TLS.
+    fn credentials(&self, url: &str) -> anyhow::Result<Option<Credentials>> {
+        if !url.starts_with("https://") {
+            return Ok(None);
+        }
+        let credentials = Credentials::load(&self.credential_files()).with_context(|| {
+            format!(
+                "the certificate to show to the controller at {url} cannot be used; see \
+                 --certificate and `natmig pki issue`"
+            )
+        })?;
+        Ok(Some(credentials))
+    }
+
+    /// A connection to one controller.
+    pub(super) async fn connect_to(&self, url: &str) -> anyhow::Result<Client> {
+        open(url, self.credentials(url)?.as_ref()).await
+    }
+
+    /// A connection to the controller at `url` if it leads, or to the one that it names as leader;
+    /// none if neither leads.
+    async fn connect_to_leader(&self, url: &str) -> anyhow::Result<Option<Client>> {
+        let mut client = self.connect_to(url).await?;
+        let Some(status) = controller_status(&mut client).await? else {
+            return Ok(Some(client));
+        };
+        if status.leads {
+            return Ok(Some(client));
+        }
+        if status.leader_address.is_empty() {
+            return Ok(None);
+        }
+        let credentials = self.credentials(&status.leader_address)?;
+        // The one that is named may have died: whoever stands by does not know yet.
+        let Ok(mut client) = open(&status.leader_address, credentials.as_ref()).await else {
+            return Ok(None);
+        };
+        let leads = controller_status(&mut client)
+            .await
+            .is_ok_and(|status| status.is_none_or(|status| status.leads));
+        Ok(leads.then_some(client))
+    }
+
     /// Connects to the controller that leads. Where an election is going on, waits for its end.
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let deadline = Instant::now() + ELECTION_TIMEOUT;
         loop {
             let (mut standing_by, mut problem) = (false, None);
             for url in &self.controller {
-                match connect_to_leader(url).await {
+                match self.connect_to_leader(url).await {
                     Ok(Some(client)) => return Ok(client),
                     Ok(None) => standing_by = true,
                     Err(error) => problem = problem.or(Some(error)),
@@ -170,29 +243,6 @@ impl ClientArgs {
     }
 }
 
-/// A connection to the controller at `url` if it leads, or to the one that it names as leader; none
-/// if neither leads.
-async fn connect_to_leader(url: &str) -> anyhow::Result<Option<Client>> {
-    let mut client = connect_to(url).await?;
-    let Some(status) = controller_status(&mut client).await? else {
-        return Ok(Some(client));
-    };
-    if status.leads {
-        return Ok(Some(client));
-    }
-    if status.leader_address.is_empty() {
-        return Ok(None);
-    }
-    // The one that is named may have died: whoever stands by does not know yet.
-    let Ok(mut client) = connect_to(&status.leader_address).await else {
-        return Ok(None);
-    };
-    let leads = controller_status(&mut client)
-        .await
-        .is_ok_and(|status| status.is_none_or(|status| status.leads));
-    Ok(leads.then_some(client))
-}
-
 /// What a controller says of itself; `None` if it does not know the question.
 pub(super) async fn controller_status(
     client: &mut Client,
@@ -210,31 +260,16 @@ pub(super) async fn controller_status(
     }
 }
 
-/// A connection to one controller.
-pub(super) async fn connect_to(url: &str) -> anyhow::Result<Client> {
-    let known = ["unix://", "http://"]
-        .iter()
-        .any(|scheme| url.starts_with(scheme));
-    let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| known);
-    let channel = endpoint
-        .with_context(|| {
-            format!("{url}: not a controller; write unix:///PATH or http://HOST:PORT")
-        })?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(proto::KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(proto::KEEPALIVE_TIMEOUT)
-        .initial_stream_window_size(proto::WINDOW)
-        .initial_connection_window_size(proto::WINDOW)
-        .connect()
+async fn open(url: &str, credentials: Option<&Credentials>) -> anyhow::Result<Client> {
+    let channel = dial(url, CONNECT_TIMEOUT, credentials)
         .await
-        .map_err(|error| {
-            let error = anyhow::Error::new(error);
-            anyhow::anyhow!(
-                "no controller answers on {url} ({}); start one with `natmig controller \
-                 --config FILE`, or say where it is with --controller or NATMIG_CONTROLLER",
-                error.root_cause()
-            )
+        .map_err(|error| match error {
+            DialError::Connect(problem) => anyhow::anyhow!(
+                "no controller can be asked on {url}: {problem}; start one with `natmig \
+                 controller --config FILE`, or say where it is with --controller or \
+                 NATMIG_CONTROLLER"
+            ),
+            error @ (DialError::Url(_) | DialError::NoCredentials(_)) => error.into(),
         })?;
     Ok(ControlServiceClient::new(channel)
         .max_decoding_message_size(proto::MESSAGE_LIMIT)

@@ -5,7 +5,7 @@ mod status;
 use std::{path::PathBuf, process::ExitCode};
 
 use super::daemon;
-use crate::controller::{self, ControllerConfig};
+use crate::controller::{self, ControllerConfig, Listeners};
 
 /// Run the controller
 ///
@@ -18,14 +18,20 @@ use crate::controller::{self, ControllerConfig};
     after_help = "Examples:\n  \
     natmig controller --config /etc/natmig/controller.toml --check\n  \
     natmig controller --config /etc/natmig/controller.toml\n  \
-    natmig controller status --controller http://198.18.0.1:7400,http://198.18.0.2:7400\n\n\
+    natmig controller status --controller https://198.18.0.1:7400,https://198.18.0.2:7400\n\n\
     The file, with its defaults:\n  \
     listen = \"198.18.0.1:7400\"              # for agents; without it only the socket is served\n  \
     socket = \"/run/natmig/controller.sock\"\n  \
-    store = \"/var/lib/natmig/controller.redb\"\n\n\
+    store = \"/var/lib/natmig/controller.redb\"\n  \
+    socket_group = \"natmig\"                 # may use the socket besides root (default: nobody)\n  \
+    socket_role = \"read-only\"               # or operator\n  \
+    [tls]                                   # natmig pki issue controller NAME --address ...\n  \
+    ca = \"/etc/natmig/pki/ca.pem\"\n  \
+    certificate = \"/etc/natmig/pki/controller-ctl1.pem\"\n  \
+    key = \"/etc/natmig/pki/controller-ctl1.key\"\n\n\
     Several controllers have, instead of store:\n  \
     name = \"controller1\"                     # the host's name by default\n  \
-    advertise = \"http://198.18.0.1:7400\"     # where it is reached; that of listen by default\n  \
+    advertise = \"https://198.18.0.1:7400\"    # where it is reached; that of listen by default\n  \
     [etcd]\n  \
     endpoints = [\"https://198.18.0.1:2379\", \"https://198.18.0.2:2379\", \"https://198.18.0.3:2379\"]\n  \
     prefix = \"/natmig/fabric1\"              # the same for all controllers of a fabric\n  \
@@ -69,13 +75,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     daemon::log();
+    let listeners = Listeners::bind(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let shutdown = daemon::Shutdown::new()?;
-        let controller = controller::start(&config).await?;
+        let controller = controller::start_on(&config, listeners).await?;
         daemon::ready();
         controller.run(shutdown.requested()).await?;
         tracing::info!("ended");

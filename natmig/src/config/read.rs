@@ -1,6 +1,11 @@
 //! Reads a router's configuration file: every error names line, column and remedy.
 
-use std::{ops::Range, path::Path, str::FromStr, time::Duration};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
@@ -11,7 +16,7 @@ use super::{
     Forward, RouterConfig, check_instance,
     interface::{InterfaceText, parse_interfaces},
 };
-use crate::names::RouterName;
+use crate::{names::RouterName, tls::CredentialFiles};
 
 /// Most banks of counters by binding that a router may have.
 const MAX_BINDING_COUNTER_BANKS: u32 = 64;
@@ -40,6 +45,9 @@ struct FileText {
 struct ControllerText {
     endpoints: Spanned<Vec<Spanned<String>>>,
     retry_ms: Option<Spanned<u64>>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 /// The file while it is read: turns byte ranges into positions.
@@ -295,7 +303,7 @@ fn parse_controller(
         return Err(source.error(
             text.endpoints.span(),
             "`endpoints` is empty",
-            "write at least one URL, such as \"http://198.18.0.1:7400\"",
+            "write at least one URL, such as \"https://198.18.0.1:7400\"",
         ));
     }
     for endpoint in text.endpoints.get_ref() {
@@ -322,6 +330,31 @@ fn parse_controller(
         Some(value) => Duration::from_millis(*value.get_ref()),
         None => Duration::from_millis(500),
     };
+    let tls = match (&text.ca, &text.certificate, &text.key) {
+        (None, None, None) => None,
+        (Some(ca), Some(certificate), Some(key)) => Some(CredentialFiles {
+            ca: ca.clone(),
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        _ => {
+            return Err(source.error(
+                text.endpoints.span(),
+                "`ca`, `certificate` and `key` belong together, and one is missing",
+                "name all three files, or none",
+            ));
+        }
+    };
+    let encrypted = |url: &&Spanned<String>| url.get_ref().starts_with("https://");
+    if tls.is_none()
+        && let Some(endpoint) = text.endpoints.get_ref().iter().find(encrypted)
+    {
+        return Err(source.error(
+            endpoint.span(),
+            format!("`{}` needs a certificate", endpoint.get_ref()),
+            "add ca, certificate and key to [controller]; `natmig pki issue agent` makes them",
+        ));
+    }
     Ok(ControllerConfig {
         endpoints: text
             .endpoints
@@ -330,5 +363,6 @@ fn parse_controller(
             .map(|endpoint| endpoint.get_ref().clone())
             .collect(),
         retry,
+        tls,
     })
 }

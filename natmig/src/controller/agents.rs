@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures::{Stream, StreamExt as _};
@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     core::{COMMANDS, Connection, Handle, Input},
+    peer::Peer,
     role::Roles,
 };
 use crate::{
@@ -29,6 +30,9 @@ use crate::{
 
 /// How long an agent may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often it is asked whether a certificate has expired.
+const EXPIRY_CHECK: Duration = Duration::from_secs(60);
 
 /// Serves agents.
 #[derive(Clone, Debug)]
@@ -54,6 +58,9 @@ impl AgentService for Agents {
         &self,
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer =
+            peer.ok_or_else(|| Status::internal("the connection does not say whose it is"))?;
         let core = self.roles.leading()?;
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message())
@@ -65,6 +72,15 @@ impl AgentService for Agents {
             ));
         };
         let hello: Hello = hello.try_into()?;
+        if !peer.speaks_for(&hello.router) {
+            let refusal = format!(
+                "{peer} may not speak for router {}; the certificate and `router` in the \
+                 configuration must name the same router",
+                hello.router
+            );
+            tracing::warn!(?peer, "refused: {refusal}");
+            return Err(Status::permission_denied(refusal));
+        }
         if hello.term > core.term {
             tracing::error!(
                 router = %hello.router,
@@ -91,7 +107,12 @@ impl AgentService for Agents {
             },
         })
         .await?;
-        tokio::spawn(read(core, router, id, messages, ended));
+        let session = Session {
+            router,
+            connection: id,
+            expires: peer.expires(),
+        };
+        tokio::spawn(read(core, session, messages, ended));
         // Encoded where it is sent, so that a large table does not hold up the core.
         let outgoing = ReceiverStream::new(outgoing)
             .map(|command| command.map(|command| v1::Command::from(&command)));
@@ -99,18 +120,51 @@ impl AgentService for Agents {
     }
 }
 
+/// Whose a session is, and how long it may last.
+#[derive(Debug)]
+struct Session {
+    router: RouterName,
+    connection: ConnectionId,
+    /// When the agent's certificate does.
+    expires: Option<SystemTime>,
+}
+
+/// Ready when the agent's certificate has expired.
+async fn expired(at: Option<SystemTime>) {
+    let Some(at) = at else {
+        return std::future::pending().await;
+    };
+    // Asked again now and then: the clock by which certificates expire may be set.
+    while let Ok(left) = at.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.clamp(Duration::from_millis(1), EXPIRY_CHECK)).await;
+    }
+}
+
 /// Brings a router's replies and announcements to the core, until the session ends on either side.
 async fn read(
     core: Handle,
-    router: RouterName,
-    connection: ConnectionId,
+    session: Session,
     mut messages: Streaming<v1::FromAgent>,
     mut ended: oneshot::Receiver<()>,
 ) {
+    let Session {
+        router,
+        connection,
+        expires,
+    } = session;
+    let mut expired = std::pin::pin!(expired(expires));
     loop {
         let message = tokio::select! {
             message = messages.message() => message,
             _ = &mut ended => return,
+            () = &mut expired => {
+                tracing::warn!(
+                    %router,
+                    "the agent's certificate has expired: the session ends, and begins anew when \
+                     the agent shows a valid one"
+                );
+                break;
+            }
         };
         let input = match message {
             Ok(Some(message)) => match message.message {

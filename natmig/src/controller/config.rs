@@ -8,7 +8,8 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::store::EtcdConfig;
+use super::group::SocketRole;
+use crate::{store::EtcdConfig, tls::CredentialFiles};
 
 /// Where the controller listens for commands of this machine, and where they look for it.
 pub const DEFAULT_SOCKET: &str = "/run/natmig/controller.sock";
@@ -22,9 +23,19 @@ pub const DEFAULT_STORE: &str = "/var/lib/natmig/controller.redb";
 pub struct ControllerConfig {
     /// TCP address for agents and remote commands; without it only the Unix socket is served.
     pub listen: Option<SocketAddr>,
+    /// Certificates; without them nothing but the Unix socket is served.
+    pub tls: Option<CredentialFiles>,
+    /// Serve `listen` without TLS: whoever reaches it commands the fabric.
+    #[serde(default)]
+    pub insecure: bool,
     /// Unix socket for commands of this machine.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
+    /// Group of users who may use the Unix socket besides root and the controller's own user.
+    pub socket_group: Option<String>,
+    /// What those users may do.
+    #[serde(default)]
+    pub socket_role: SocketRole,
     /// File of the embedded database, for one controller.
     pub store: Option<PathBuf>,
     /// Where state is kept instead, for several controllers.
@@ -49,7 +60,11 @@ impl Default for ControllerConfig {
     fn default() -> Self {
         Self {
             listen: None,
+            tls: None,
+            insecure: false,
             socket: default_socket(),
+            socket_group: None,
+            socket_role: SocketRole::default(),
             store: None,
             etcd: None,
             name: None,
@@ -73,11 +88,30 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
+    /// An address would be served without TLS.
+    #[error(
+        "{path}: listen = \"{listen}\" needs [tls] with ca, certificate and key; see `natmig pki \
+         --help`. Without TLS whoever reaches that address commands the fabric; insecure = true \
+         allows it all the same"
+    )]
+    Insecure {
+        /// The file.
+        path: PathBuf,
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// TLS and its opposite.
+    #[error("{path}: has both [tls] and insecure = true; remove one of them")]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is not what it should be.
     #[error(
         "{path}:{line}:{column}: {message}\nkeys are listen (\"ADDRESS:PORT\"), socket and store (paths), \
-         name, advertise (\"http://HOST:PORT\"), and the table [etcd] with endpoints, prefix, lease, ca, \
-         certificate, key, user and password_file"
+         socket_group (a name), socket_role (\"operator\" or \"read-only\"), insecure (true or false), \
+         name, advertise (\"https://HOST:PORT\"), and the tables [tls] with ca, certificate and key, and \
+         [etcd] with endpoints, prefix, lease, ca, certificate, key, user and password_file"
     )]
     Parse {
         /// The file.
@@ -117,6 +151,20 @@ impl ControllerConfig {
                 message: error.message().to_owned(),
             }
         })?;
+        match (config.listen, &config.tls, config.insecure) {
+            (Some(listen), None, false) => {
+                return Err(ConfigError::Insecure {
+                    path: path.to_owned(),
+                    listen,
+                });
+            }
+            (_, Some(_), true) => {
+                return Err(ConfigError::Contradiction {
+                    path: path.to_owned(),
+                });
+            }
+            _ => {}
+        }
         config.check().map_err(|message| ConfigError::Invalid {
             path: path.to_owned(),
             message,
@@ -163,14 +211,15 @@ impl ControllerConfig {
                 Ok(url.clone())
             }
             (Some(url), _) => Err(format!(
-                "advertise = \"{url}\" is no URL; write \"http://HOST:PORT\""
+                "advertise = \"{url}\" is no URL; write \"https://HOST:PORT\""
             )),
             (None, Some(listen)) if !listen.ip().is_unspecified() && listen.port() != 0 => {
-                Ok(format!("http://{listen}"))
+                let scheme = if self.tls.is_some() { "https" } else { "http" };
+                Ok(format!("{scheme}://{listen}"))
             }
             (None, _) => Err(
                 "with [etcd], the other controllers tell agents where this one is: set advertise = \
-                 \"http://HOST:PORT\", or listen to an address of this host"
+                 \"https://HOST:PORT\", or listen to an address of this host"
                     .to_owned(),
             ),
         }
@@ -202,7 +251,7 @@ mod tests {
         const ETCD: &str =
             "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\nprefix = \"/natmig/f1\"\n";
         let config = parse(&format!(
-            "listen = \"127.0.0.1:7400\"\n{ETCD}lease = \"5s\""
+            "listen = \"127.0.0.1:7400\"\ninsecure = true\n{ETCD}lease = \"5s\""
         ))
         .unwrap();
         assert_eq!(config.advertised().unwrap(), "http://127.0.0.1:7400");
@@ -212,7 +261,10 @@ mod tests {
         assert_eq!(etcd.lease, std::time::Duration::from_secs(5));
         for (text, problem) in [
             (ETCD.to_owned(), "advertise"),
-            (format!("listen = \"0.0.0.0:7400\"\n{ETCD}"), "advertise"),
+            (
+                format!("listen = \"0.0.0.0:7400\"\ninsecure = true\n{ETCD}"),
+                "advertise",
+            ),
             (format!("advertise = \"here\"\n{ETCD}"), "no URL"),
             (format!("store = \"/s\"\n{ETCD}"), "keep one of them"),
             (format!("{ETCD}lease = \"1s\""), "whole seconds from 2"),
@@ -233,6 +285,23 @@ mod tests {
             assert!(error.contains(problem), "{text}: {error}");
             assert!(error.contains("controller.toml"), "{error}");
         }
+    }
+
+    #[test]
+    fn plain_tcp_needs_to_be_asked_for() {
+        let listen = "listen = \"127.0.0.1:7400\"\n";
+        let error = parse(listen).unwrap_err().to_string();
+        assert!(error.contains("insecure = true"), "{error}");
+        assert!(parse(&format!("{listen}insecure = true")).unwrap().insecure);
+        let tls = "[tls]\nca = \"a\"\ncertificate = \"b\"\nkey = \"c\"";
+        let config = parse(&format!("{listen}{tls}")).unwrap();
+        assert_eq!(config.advertised().unwrap(), "https://127.0.0.1:7400");
+        assert_eq!(config.tls.unwrap().key, Path::new("c"));
+        let error = parse(&format!("{listen}insecure = true\n{tls}")).unwrap_err();
+        assert!(error.to_string().contains("both"), "{error}");
+        let config = parse("socket_group = \"natmig\"\nsocket_role = \"operator\"").unwrap();
+        assert_eq!(config.socket_role, SocketRole::Operator);
+        assert_eq!(parse("").unwrap().socket_role, SocketRole::ReadOnly);
     }
 
     #[test]

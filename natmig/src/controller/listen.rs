@@ -1,17 +1,64 @@
 //! Sockets that the controller listens on.
 //!
-//! The Unix socket is private to the controller's user from the moment it appears under its name:
-//! it is bound beside it, restricted, and moved into place.
+//! The Unix socket is private to the controller's user (and its group, if it has one) from the
+//! moment it appears under its name: it is bound beside it, restricted, and moved into place.
 
 use std::{
     fs,
     io::{self, ErrorKind},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    net::{SocketAddr, TcpListener},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process,
 };
 
-use tokio::net::UnixListener;
+use super::{ControllerConfig, group::SocketGroup};
+
+/// Sockets that are bound and not yet served. Binding may need capabilities that serving does not.
+#[must_use]
+#[derive(Debug)]
+pub struct Listeners {
+    pub(super) unix: UnixListener,
+    pub(super) socket: SocketFile,
+    pub(super) group: Option<SocketGroup>,
+    pub(super) tcp: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds what the configuration names.
+    pub fn bind(config: &ControllerConfig) -> Result<Self, ListenError> {
+        let group =
+            match &config.socket_group {
+                None => None,
+                Some(name) => Some(SocketGroup::find(name, config.socket_role).map_err(
+                    |source| ListenError::Group {
+                        name: name.clone(),
+                        source,
+                    },
+                )?),
+            };
+        let (unix, socket) = bind(&config.socket, group.as_ref())?;
+        let tcp = match config.listen {
+            None => None,
+            Some(address) => {
+                let bound = TcpListener::bind(address).and_then(|tcp| {
+                    tcp.set_nonblocking(true)?;
+                    Ok(tcp)
+                });
+                Some(bound.map_err(|source| ListenError::Tcp { address, source })?)
+            }
+        };
+        Ok(Self {
+            unix,
+            socket,
+            group,
+            tcp,
+        })
+    }
+}
 
 /// A Unix socket that this process listens on; its name vanishes with it.
 #[derive(Debug)]
@@ -30,6 +77,22 @@ pub enum ListenError {
     /// Something that is no socket has its name.
     #[error("{0}: exists and is no socket; move it away, or choose another socket")]
     NotASocket(PathBuf),
+    /// The socket's group cannot be looked up.
+    #[error("socket_group = \"{name}\": {source}; make it with `groupadd`, or correct the name")]
+    Group {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The TCP address cannot be had.
+    #[error("cannot listen on {address}: {source}; see `listen` in the configuration")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The system refuses.
     #[error("{path}: {source}")]
     System {
@@ -40,8 +103,12 @@ pub enum ListenError {
     },
 }
 
-/// Binds the Unix socket `path`, mode 0600. One that a dead controller left is replaced.
-pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+/// Binds the Unix socket `path`, mode 0600, or 0660 if it has a group. One that a dead controller
+/// left is replaced.
+fn bind(
+    path: &Path,
+    group: Option<&SocketGroup>,
+) -> Result<(UnixListener, SocketFile), ListenError> {
     let system = |source| ListenError::System {
         path: path.to_owned(),
         source,
@@ -69,7 +136,14 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenErro
         _ => {}
     }
     let listener = UnixListener::bind(&aside).map_err(system)?;
+    listener.set_nonblocking(true).map_err(system)?;
     fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).map_err(system)?;
+    if let Some(group) = group {
+        nix::unistd::chown(&aside, None, Some(group.gid()))
+            .map_err(io::Error::from)
+            .and_then(|()| fs::set_permissions(&aside, fs::Permissions::from_mode(0o660)))
+            .map_err(system)?;
+    }
     fs::rename(&aside, path).map_err(system)?;
     Ok((
         listener,
@@ -91,23 +165,23 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn stale_socket_is_replaced_and_a_live_one_refused() {
+    #[test]
+    fn stale_socket_is_replaced_and_a_live_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("below").join("controller.sock");
-        let (listener, file) = bind(&path).unwrap();
+        let (listener, file) = bind(&path, None).unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        assert!(matches!(bind(&path), Err(ListenError::InUse(_))));
+        assert!(matches!(bind(&path, None), Err(ListenError::InUse(_))));
         drop(listener);
         std::mem::forget(file);
         assert!(path.exists());
-        let (_listener, file) = bind(&path).unwrap();
+        let (_listener, file) = bind(&path, None).unwrap();
         drop(file);
         assert!(!path.exists());
         fs::write(&path, "").unwrap();
-        assert!(matches!(bind(&path), Err(ListenError::NotASocket(_))));
+        assert!(matches!(bind(&path, None), Err(ListenError::NotASocket(_))));
     }
 }

@@ -66,7 +66,7 @@ impl Controllers {
             let port = TcpListener::bind((address.as_str(), 0)).unwrap();
             let address = port.local_addr().unwrap().to_string();
             let config = format!(
-                "name = \"c{number}\"\nlisten = \"{address}\"\nsocket = \"{}\"\n[etcd]\n\
+                "name = \"c{number}\"\nlisten = \"{address}\"\ninsecure = true\nsocket = \"{}\"\n[etcd]\n\
                  endpoints = {:?}\nprefix = \"/natmig/test\"\nlease = \"{LEASE}\"\n",
                 started.socket(number).display(),
                 started.etcd.endpoints(),

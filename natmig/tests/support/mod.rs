@@ -30,6 +30,7 @@ use natmig::{
     router::{Announcement, CommitReport, Heard, Held, RouterError, TellHeard},
     rule::{Changes, MacAddress, Rule, TransactionId},
     store::{FileStore, Store, StoreError},
+    tls::Credentials,
 };
 use natmig_common::SlotState;
 use tempfile::TempDir;
@@ -387,7 +388,7 @@ impl Store for CrashingStore {
 
 /// A controller in this process.
 pub struct RunningController {
-    stop: Option<oneshot::Sender<()>>,
+    pub stop: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<Result<(), ControllerError>>,
 }
 
@@ -478,6 +479,16 @@ impl Fabric {
 
     /// An agent that dials several controllers.
     pub fn start_agent_of(&mut self, router: &str, endpoints: Vec<String>) {
+        self.start_agent_with(router, endpoints, None);
+    }
+
+    /// An agent that has a certificate to show.
+    pub fn start_agent_with(
+        &mut self,
+        router: &str,
+        endpoints: Vec<String>,
+        credentials: Option<Arc<Credentials>>,
+    ) {
         let tables = MemoryTables(self.memory(router));
         let identity = Identity {
             router: RouterName::new(router),
@@ -486,6 +497,7 @@ impl Fabric {
             retry: Duration::from_millis(50),
             term_file: self.path(&format!("{router}.term")),
             ready: || {},
+            credentials,
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {

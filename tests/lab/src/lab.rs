@@ -20,6 +20,7 @@ use crate::{
     clock,
     daemon::Daemon,
     network::Network,
+    pki::Pki,
     report::{Move, Step},
     run::{self, Run},
     topology::Topology,
@@ -74,13 +75,15 @@ impl Lab {
         let socket = directory.join("controller.sock");
         let (management, address) = self.network.management()?;
         let endpoint = format!("{address}:{PORT}");
+        let pki = Pki::create(natmig, &directory)?;
         let config = directory.join("controller.toml");
         let (socket_path, store) = (socket.display(), directory.join("controller.redb"));
         fs::write(
             &config,
             format!(
-                "listen = \"{endpoint}\"\nsocket = \"{socket_path}\"\nstore = \"{}\"\n",
-                store.display()
+                "listen = \"{endpoint}\"\nsocket = \"{socket_path}\"\nstore = \"{}\"\n[tls]\n{}",
+                store.display(),
+                pki.controller("controller", address.into())?
             ),
         )?;
         let controller = Daemon::start(
@@ -130,6 +133,7 @@ impl Lab {
                     &router.name,
                     &self.run.instance(&router.name),
                     &endpoint,
+                    &pki.agent(&router.name)?,
                 )?,
             )?;
             let state = directory.join("state");
@@ -514,6 +518,7 @@ fn router_config(
     router: &str,
     instance: &str,
     endpoint: &str,
+    certificate: &str,
 ) -> Result<String> {
     let mut text = format!("router = {router:?}\ninstance = {instance:?}\nmax_addresses = 16384\n");
     for segment in topology
@@ -543,7 +548,10 @@ fn router_config(
             )?;
         }
     }
-    writeln!(text, "[controller]\nendpoints = [\"http://{endpoint}\"]")?;
+    writeln!(
+        text,
+        "[controller]\nendpoints = [\"https://{endpoint}\"]\n{certificate}"
+    )?;
     Ok(text)
 }
 

@@ -22,6 +22,7 @@ pub mod guest;
 pub mod lab;
 pub mod namespace;
 pub mod network;
+pub mod pki;
 pub mod report;
 pub mod routing;
 pub mod run;

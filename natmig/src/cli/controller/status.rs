@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     natmig controller status\n  \
-    natmig controller status --controller http://198.18.0.1:7400,http://198.18.0.2:7400 --json")]
+    natmig controller status --controller https://198.18.0.1:7400,https://198.18.0.2:7400 --json")]
 pub(super) struct Args {
     #[command(flatten)]
     client: ClientArgs,
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let rows = runtime.block_on(ask_all(args.client.controllers()));
+    let rows = runtime.block_on(ask_all(&args.client));
     let leads = rows.iter().any(|row| row.role == "leading");
     if args.client.json {
         client::print_json(&rows)?;
@@ -67,11 +67,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!leads)))
 }
 
-async fn ask_all(controllers: &[String]) -> Vec<Row> {
+async fn ask_all(client: &ClientArgs) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
-    let mut left: Vec<String> = controllers.iter().rev().cloned().collect();
+    let mut left: Vec<String> = client.controllers().iter().rev().cloned().collect();
     while let Some(controller) = left.pop() {
-        let row = ask(controller).await;
+        let row = ask(client, controller).await;
         // A leader that only the others name is asked as well; one that is behind another of its
         // addresses appears under both.
         if let Some(leader) = &row.leader_address
@@ -85,9 +85,9 @@ async fn ask_all(controllers: &[String]) -> Vec<Row> {
     rows
 }
 
-async fn ask(controller: String) -> Row {
+async fn ask(args: &ClientArgs, controller: String) -> Row {
     let asked = async {
-        let mut client = client::connect_to(&controller).await?;
+        let mut client = args.connect_to(&controller).await?;
         client::controller_status(&mut client).await
     };
     let (status, error) = match asked.await {
