@@ -243,6 +243,7 @@ fn every_command_has_help_with_examples() {
         "migrate",
         "migration",
         "router",
+        "pki",
     ] {
         let help = succeed(&fabric, &[command, "--help"]);
         assert!(help.contains("Examples:"), "{command}");
