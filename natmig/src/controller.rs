@@ -205,6 +205,12 @@ fn serve_all(
     })
 }
 
+/// An error unless the certificates that the configuration names can be used.
+pub fn check(config: &ControllerConfig) -> Result<(), ControllerError> {
+    credentials(config)?;
+    Ok(())
+}
+
 /// The controller's certificates, if it has any.
 fn credentials(config: &ControllerConfig) -> Result<Option<Arc<Credentials>>, TlsError> {
     let Some(files) = &config.tls else {

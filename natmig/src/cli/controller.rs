@@ -71,6 +71,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let config = ControllerConfig::read(&args.config)?;
     if args.check {
+        controller::check(&config)?;
         println!("{}: valid", args.config.display());
         return Ok(ExitCode::SUCCESS);
     }

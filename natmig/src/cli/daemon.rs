@@ -25,6 +25,8 @@ pub(super) struct Shutdown {
 
 impl Shutdown {
     pub(super) fn new() -> anyhow::Result<Self> {
+        // From here on SIGHUP has certificates read again, where there are any, and ends nothing.
+        drop(signal(SignalKind::hangup()).context("cannot catch SIGHUP")?);
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
