@@ -74,11 +74,21 @@ pub async fn dial(
         endpoint.connect().await
     };
     channel.map_err(|error| {
-        let mut deepest: &dyn std::error::Error = &error;
+        let mut deepest: &(dyn std::error::Error + 'static) = &error;
         while let Some(source) = deepest.source() {
             deepest = source;
         }
-        DialError::Connect(deepest.to_string())
+        let denied = deepest
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        DialError::Connect(if denied {
+            format!(
+                "{deepest}: root, the controller's own user and members of its `socket_group` may \
+                 use the socket"
+            )
+        } else {
+            deepest.to_string()
+        })
     })
 }
 
