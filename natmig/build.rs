@@ -57,19 +57,22 @@ fn generate_protocol() -> Result<(), Box<dyn Error>> {
 
 /// Source of an enumeration of all calls of all services.
 fn list_calls(descriptors: &prost_types::FileDescriptorSet) -> String {
-    let mut variants = String::new();
-    let mut paths = String::new();
-    let mut names = String::new();
+    let mut calls = Vec::new();
     for file in &descriptors.file {
         for service in &file.service {
             for method in &service.method {
-                let (package, service, method) = (file.package(), service.name(), method.name());
-                variants += &format!("/// `{package}.{service}/{method}`.\n{method},\n");
-                paths += &format!("\"/{package}.{service}/{method}\" => Some(Self::{method}),\n");
-                names += &format!("Self::{method} => \"{method}\",\n");
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                calls.push((method.name(), path));
             }
         }
     }
+    let each = |line: &dyn Fn(&str, &str) -> String| -> String {
+        let lines = calls.iter().map(|(name, path)| line(name, path));
+        lines.collect()
+    };
+    let variants = each(&|name, path| format!("/// `{path}`.\n{name},\n"));
+    let paths = each(&|name, path| format!("\"{path}\" => Some(Self::{name}),\n"));
+    let names = each(&|name, _| format!("Self::{name} => \"{name}\",\n"));
     format!(
         "/// A call of the protocol.\n\
          #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\n\

@@ -1,6 +1,7 @@
 //! The command line: one module per command, errors as one readable chain on standard error.
 
 mod agent;
+mod audit;
 mod client;
 mod controller;
 mod daemon;
@@ -51,6 +52,7 @@ enum Subcommand {
     QmpWatch(hypervisor::qmp_watch::Args),
     LibvirtHook(hypervisor::libvirt_hook::Args),
     Store(store::Args),
+    Audit(audit::Args),
     Pki(pki::Args),
 }
 
@@ -74,6 +76,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::QmpWatch(args) => hypervisor::qmp_watch::run(&args),
         Subcommand::LibvirtHook(args) => hypervisor::libvirt_hook::run(&args),
         Subcommand::Store(args) => store::run(&args),
+        Subcommand::Audit(args) => audit::run(args),
         Subcommand::Pki(args) => pki::run(&args),
     };
     result.unwrap_or_else(|error| {

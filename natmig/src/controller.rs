@@ -11,6 +11,7 @@ mod authorise;
 mod config;
 mod control;
 mod core;
+mod denials;
 mod group;
 mod incoming;
 mod lead;
@@ -38,6 +39,7 @@ use self::{
     authorise::Authorise,
     control::Control,
     core::{Handle, Running},
+    denials::Denials,
     incoming::Accepted,
     listen::SocketFile,
     role::{Role, Roles},
@@ -205,7 +207,7 @@ fn serve_all(
     })
 }
 
-/// An error unless the certificates that the configuration names can be used.
+/// An error unless what the configuration names can be used; nothing is started.
 pub fn check(config: &ControllerConfig) -> Result<(), ControllerError> {
     credentials(config)?;
     Ok(())
@@ -262,9 +264,12 @@ impl Controller {
     }
 }
 
-fn services(roles: Roles) -> (AgentServiceServer<Agents>, ControlServiceServer<Control>) {
+fn services(
+    roles: Roles,
+    denials: Denials,
+) -> (AgentServiceServer<Agents>, ControlServiceServer<Control>) {
     (
-        AgentServiceServer::new(Agents::new(roles.clone()))
+        AgentServiceServer::new(Agents::new(roles.clone(), denials))
             .max_decoding_message_size(MESSAGE_LIMIT)
             .max_encoding_message_size(MESSAGE_LIMIT),
         ControlServiceServer::new(Control::new(roles))
@@ -292,9 +297,10 @@ async fn serve(
     incoming: impl Stream<Item = io::Result<Accepted>> + Send + 'static,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let (agents, control) = services(roles);
+    let denials = Denials::new(roles.clone());
+    let (agents, control) = services(roles, denials.clone());
     server()
-        .layer(Authorise)
+        .layer(Authorise::new(denials))
         .add_service(agents)
         .add_service(control)
         .serve_with_incoming_shutdown(incoming, stopped(stop))

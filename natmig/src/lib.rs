@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod controller;

@@ -2,6 +2,7 @@
 //! types. What a peer sends is validated here, once; nothing behind it meets a malformed value.
 
 mod agent;
+mod audit;
 mod control;
 mod rule;
 mod table;
@@ -93,6 +94,11 @@ impl From<Malformed> for tonic::Status {
     fn from(error: Malformed) -> Self {
         Self::invalid_argument(error.to_string())
     }
+}
+
+/// An empty text stands for none.
+fn optional_text(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {

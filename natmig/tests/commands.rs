@@ -244,6 +244,7 @@ fn every_command_has_help_with_examples() {
         "migration",
         "router",
         "pki",
+        "audit",
     ] {
         let help = succeed(&fabric, &[command, "--help"]);
         assert!(help.contains("Examples:"), "{command}");

@@ -379,6 +379,21 @@ async fn whoever_asks_a_standby_finds_the_leader() {
     assert!(ok && out.contains("vm3"), "{out}{err}");
     assert_eq!(controllers.leader().await, standby);
 
+    // Its successor has the audit log that it kept.
+    let (ok, out, err) = natmig(&["audit", "list", "--json", "--controller", &both]);
+    assert!(ok, "{err}");
+    let records: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let calls: Vec<_> = records
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| (record["call"].as_str(), record["outcome"].as_str()))
+        .collect();
+    assert!(
+        calls.contains(&(Some("AddVms"), Some("done"))),
+        "{records:#}"
+    );
+
     // Nor is the leader's end an error: it resigns, and what it had is exported.
     controllers.signal(standby, Signal::SIGTERM);
     until("the store is free", async || {

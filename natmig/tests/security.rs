@@ -8,12 +8,14 @@ mod support;
 use std::{
     fs,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
 use natmig::{
+    audit::AuditRecord,
     controller::{self, ControllerConfig},
+    coordinator::{StoreOp, Stored},
     pki::{Authority, Existing, Request, Role},
     proto::{
         MESSAGE_LIMIT, PROTOCOL,
@@ -22,6 +24,7 @@ use natmig::{
             control_service_client::ControlServiceClient,
         },
     },
+    store::{FileStore, Store, StoreError},
     tls::{CredentialFiles, Credentials, dial},
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::pem::PemObject as _};
@@ -462,4 +465,137 @@ fn certificate_outlives_no_authority() {
     let authority = natmig::pki::Certificate::read(Path::new(&files.ca)).unwrap();
     assert_eq!(own.not_after, authority.not_after);
     assert!(authority.is_authority && !own.is_authority);
+}
+
+/// A store that remembers what was stored together.
+struct Recording {
+    inner: FileStore,
+    batches: Arc<Mutex<Vec<Vec<StoreOp>>>>,
+}
+
+impl Store for Recording {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        self.inner.load()
+    }
+
+    fn apply(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
+        self.batches.lock().unwrap().push(ops.to_vec());
+        self.inner.apply(ops)
+    }
+
+    fn begin_term(&mut self, seconds: u64) -> Result<u64, StoreError> {
+        self.inner.begin_term(seconds)
+    }
+
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        self.inner.confirm()
+    }
+
+    fn may_act(&self) -> bool {
+        self.inner.may_act()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_log_says_who_did_what_and_what_came_of_it() {
+    let pki = Pki::new();
+    let secure = Secure::start(&pki.issue(role("controller", "ctl1"))).await;
+    let operator = pki.credentials(role("operator", "alice"));
+    let mut client = secure.client(&operator).await;
+    set_up(&mut client).await;
+    let unknown = v1::DrainRouterRequest {
+        name: "edge9".to_owned(),
+    };
+    client.drain_router(unknown).await.unwrap_err();
+    let mut malformed = support::vm("vm9", 9);
+    malformed.mac = vec![1];
+    let malformed = v1::AddVmsRequest {
+        vms: vec![malformed],
+    };
+    client.add_vms(malformed).await.unwrap_err();
+    let mut reader = secure
+        .client(&pki.credentials(role("read-only", "bob")))
+        .await;
+    for _ in 0..3 {
+        let names = vec!["vm1".to_owned()];
+        let denied = reader.remove_vms(v1::RemoveVmsRequest { names }).await;
+        assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let edge1 = pki.credentials(role("agent", "edge1"));
+    session(&secure, &edge1, "edge2").await.unwrap_err();
+
+    let wire = reader.list_audit(v1::ListAuditRequest::default()).await;
+    let records: Vec<AuditRecord> = wire
+        .unwrap()
+        .into_inner()
+        .records
+        .into_iter()
+        .map(|record| record.try_into().unwrap())
+        .collect();
+    let lines: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let asked = &record.asked;
+            let outcome = record.outcome.as_str();
+            format!(
+                "{}: {} {}: {outcome}",
+                asked.who.name, asked.call, asked.what
+            )
+        })
+        .collect();
+    let expected = [
+        "operator alice: ApplyTopology test.toml: done",
+        "operator alice: AddVms vm1 vm2 vm3: done",
+        "operator alice: DrainRouter edge9: refused",
+        "operator alice: AddVms vm9: refused",
+        // Denied three times, noted once.
+        "read-only bob: RemoveVms : denied",
+        "agent edge1: Session router edge2: denied",
+    ];
+    assert_eq!(lines, expected);
+    let own = operator.certificate().fingerprint.clone();
+    assert_eq!(records[0].asked.who.certificate, Some(own));
+    assert!(records[0].asked.who.address.is_some());
+    let limited = v1::ListAuditRequest {
+        since: records[3].at.0,
+        limit: 2,
+    };
+    let limited = reader.list_audit(limited).await.unwrap().into_inner();
+    let ids: Vec<_> = limited.records.iter().map(|record| record.id).collect();
+    assert_eq!(ids, [records[4].id, records[5].id]);
+
+    let Secure {
+        fabric, controller, ..
+    } = secure;
+    controller.stop().await;
+    assert_eq!(fabric.store().load().unwrap().audit, records);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn change_and_its_record_are_stored_together() {
+    let fabric = Fabric::new();
+    let batches = Arc::default();
+    let store = Recording {
+        inner: fabric.store(),
+        batches: Arc::clone(&batches),
+    };
+    let controller = fabric.controller_with(Box::new(store)).await;
+    let mut client = fabric.client().await;
+    set_up(&mut client).await;
+    client
+        .drain_router(v1::DrainRouterRequest {
+            name: "edge1".to_owned(),
+        })
+        .await
+        .unwrap();
+    let batches = batches.lock().unwrap().clone();
+    assert!(!batches.is_empty());
+    for batch in &batches {
+        let records = batch
+            .iter()
+            .filter(|op| matches!(op, StoreOp::PutAudit(_)))
+            .count();
+        assert_eq!((records, batch.len() > 1), (1, true), "{batch:?}");
+    }
+    fabric.finish(controller).await;
 }

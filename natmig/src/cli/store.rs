@@ -5,13 +5,16 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
 
 use super::client;
 use crate::{
+    audit::{Asked, AuditLog, AuditOutcome, AuditRecord, Caller},
     controller::{ControllerConfig, StorePlace},
+    coordinator::Timestamp,
     store::{Candidate, Dump, FileStore, Lease, Store},
 };
 
@@ -134,12 +137,35 @@ async fn import(args: &FileArgs) -> anyhow::Result<()> {
     let place = ControllerConfig::read(&args.config)?.place();
     let name = || args.file.display().to_string();
     let text = fs::read_to_string(&args.file).with_context(name)?;
-    let dump = Dump::parse(&text).with_context(name)?;
+    let mut dump = Dump::parse(&text).with_context(name)?;
+    dump.stored.audit.push(record(&args.file, &dump));
     let mut alone = Alone::open(&place, false).await?;
     let imported = dump.import(alone.store.as_mut(), args.force);
     alone.close().await;
     imported?;
     report(args, "imported", &dump)
+}
+
+/// What the audit log says of an import, which no controller sees.
+fn record(file: &Path, dump: &Dump) -> AuditRecord {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let uid = nix::unistd::getuid().as_raw();
+    AuditRecord {
+        id: AuditLog::new(dump.stored.audit.clone()).next_id(),
+        at: Timestamp(0).after(now.unwrap_or_default()),
+        asked: Asked {
+            who: Caller {
+                name: format!("local user {uid}"),
+                address: None,
+                certificate: None,
+                uid: Some(uid),
+                pid: Some(nix::unistd::getpid().as_raw()),
+            },
+            call: "ImportStore".to_owned(),
+            what: file.display().to_string(),
+        },
+        outcome: AuditOutcome::Done(None),
+    }
 }
 
 fn report(args: &FileArgs, done: &str, dump: &Dump) -> anyhow::Result<()> {

@@ -16,14 +16,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     core::{COMMANDS, Connection, Handle, Input},
-    peer::Peer,
+    denials::Denials,
+    peer,
     role::Roles,
 };
 use crate::{
     coordinator::{Announced, ConnectionId},
     names::RouterName,
     proto::{
-        Hello, Reply,
+        Hello, Reply, Rpc,
         v1::{self, agent_service_server::AgentService, from_agent::Message},
     },
 };
@@ -39,12 +40,14 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(60);
 pub(super) struct Agents {
     roles: Roles,
     connections: Arc<AtomicU64>,
+    denials: Denials,
 }
 
 impl Agents {
-    pub(super) fn new(roles: Roles) -> Self {
+    pub(super) fn new(roles: Roles, denials: Denials) -> Self {
         Self {
             roles,
+            denials,
             connections: Arc::new(AtomicU64::new(1)),
         }
     }
@@ -58,9 +61,7 @@ impl AgentService for Agents {
         &self,
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let peer =
-            peer.ok_or_else(|| Status::internal("the connection does not say whose it is"))?;
+        let peer = peer::of(request.extensions())?.clone();
         let core = self.roles.leading()?;
         let mut messages = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message())
@@ -78,7 +79,8 @@ impl AgentService for Agents {
                  configuration must name the same router",
                 hello.router
             );
-            tracing::warn!(?peer, "refused: {refusal}");
+            let what = format!("router {}", hello.router);
+            self.denials.note(&peer, Rpc::Session, what, &refusal);
             return Err(Status::permission_denied(refusal));
         }
         if hello.term > core.term {

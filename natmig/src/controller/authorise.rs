@@ -13,24 +13,39 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::peer::{Access, Peer};
+use super::{
+    denials::Denials,
+    peer::{self, Access},
+};
 use crate::proto::Rpc;
 
 /// Puts the check in front of a service.
 #[derive(Clone, Debug)]
-pub(super) struct Authorise;
+pub(super) struct Authorise {
+    denials: Denials,
+}
+
+impl Authorise {
+    pub(super) fn new(denials: Denials) -> Self {
+        Self { denials }
+    }
+}
 
 /// A service behind the check.
 #[derive(Clone, Debug)]
 pub(super) struct Authorised<S> {
     inner: S,
+    denials: Denials,
 }
 
 impl<S> Layer<S> for Authorise {
     type Service = Authorised<S>;
 
     fn layer(&self, inner: S) -> Authorised<S> {
-        Authorised { inner }
+        Authorised {
+            inner,
+            denials: self.denials.clone(),
+        }
     }
 }
 
@@ -47,7 +62,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match check(&request) {
+        match check(&request, &self.denials) {
             Ok(()) => Either::Right(self.inner.call(request)),
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
@@ -55,16 +70,14 @@ where
 }
 
 /// An error unless the caller may make this call.
-fn check(request: &Request<Body>) -> Result<(), Status> {
+fn check(request: &Request<Body>, denials: &Denials) -> Result<(), Status> {
     let path = request.uri().path();
     let Some(rpc) = Rpc::from_path(path) else {
         return Err(Status::unimplemented(format!(
             "this version of natmig knows no {path}"
         )));
     };
-    let Some(peer) = request.extensions().get::<Peer>() else {
-        return Err(Status::internal("the connection does not say whose it is"));
-    };
+    let peer = peer::of(request.extensions())?;
     if peer.expires().is_some_and(|at| at < SystemTime::now()) {
         return Err(Status::unauthenticated(format!(
             "the certificate of {peer} has expired since it connected; renew it with `natmig pki \
@@ -75,6 +88,6 @@ fn check(request: &Request<Body>) -> Result<(), Status> {
         return Ok(());
     }
     let refusal = peer.refusal(rpc);
-    tracing::warn!(?peer, "refused: {refusal}");
+    denials.note(peer, rpc, String::new(), &refusal);
     Err(Status::permission_denied(refusal))
 }

@@ -1,6 +1,6 @@
 //! The operators' side of the controller.
 
-use std::{pin::Pin, sync::Arc};
+use std::{borrow::Cow, pin::Pin, sync::Arc};
 
 use futures::Stream;
 use tokio::sync::{broadcast::error::RecvError, mpsc};
@@ -9,13 +9,15 @@ use tonic::{Request, Response, Status};
 
 use super::{
     core::Handle,
+    peer,
     role::{Role, Roles},
 };
 use crate::{
-    coordinator::{self, Answer, MigrationView, Refusal},
+    audit::{Asked, AuditOutcome},
+    coordinator::{self, Answer, MigrationView, Refusal, Timestamp},
     names::{RouterName, VmName},
     proto::{
-        self,
+        self, Malformed, Rpc,
         v1::{self, control_service_server::ControlService},
     },
     rule::TransactionId,
@@ -41,6 +43,22 @@ impl Control {
         self.roles.leading()
     }
 
+    /// Asks the machine to do something, on behalf of a caller.
+    async fn operate(
+        &self,
+        asked: Asked,
+        request: Result<coordinator::Request, Status>,
+    ) -> Result<Answer, Status> {
+        match request {
+            Ok(request) => self.core()?.request(asked, request).await,
+            Err(status) => {
+                let outcome = AuditOutcome::Refused(status.message().to_owned());
+                self.core()?.note(asked, outcome);
+                Err(status)
+            }
+        }
+    }
+
     async fn migration(&self, id: TransactionId) -> Result<v1::Migration, Status> {
         let view = self
             .core()?
@@ -48,6 +66,29 @@ impl Control {
             .await?
             .ok_or(Refusal::UnknownMigration(id))?;
         Ok((&view).into())
+    }
+}
+
+/// Names that an audit record lists one by one.
+const LISTED: usize = 20;
+
+/// What is asked for, as the audit log says it.
+fn asked<T>(request: &Request<T>, rpc: Rpc, what: String) -> Result<Asked, Status> {
+    Ok(Asked {
+        who: peer::of(request.extensions())?.caller(),
+        call: rpc.name().to_owned(),
+        what,
+    })
+}
+
+/// Some names, and how many more there are.
+fn list<'a>(names: impl ExactSizeIterator<Item = Cow<'a, str>>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    let text = names.take(LISTED).collect::<Vec<_>>().join(" ");
+    if more > 0 {
+        format!("{text} and {more} more")
+    } else {
+        text
     }
 }
 
@@ -77,12 +118,12 @@ impl ControlService for Control {
         &self,
         request: Request<v1::ApplyTopologyRequest>,
     ) -> Result<Response<v1::ApplyTopologyResponse>, Status> {
+        let asked = asked(&request, Rpc::ApplyTopology, request.get_ref().file.clone())?;
         let request = request.into_inner();
         let topology = Topology::parse(&request.file, &request.text)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.core()?
-            .request(coordinator::Request::ApplyTopology(topology))
-            .await?;
+            .map(coordinator::Request::ApplyTopology)
+            .map_err(|error| Status::invalid_argument(error.to_string()));
+        self.operate(asked, topology).await?;
         Ok(Response::new(v1::ApplyTopologyResponse {}))
     }
 
@@ -103,15 +144,17 @@ impl ControlService for Control {
         &self,
         request: Request<v1::AddVmsRequest>,
     ) -> Result<Response<v1::AddVmsResponse>, Status> {
+        let names = request.get_ref().vms.iter();
+        let names = list(names.map(|vm| Cow::from(&vm.name)));
+        let asked = asked(&request, Rpc::AddVms, names)?;
         let vms = request
             .into_inner()
             .vms
             .into_iter()
             .map(TryInto::try_into)
-            .collect::<Result<_, _>>()?;
-        self.core()?
-            .request(coordinator::Request::AddVms(vms))
-            .await?;
+            .collect::<Result<_, Malformed>>()
+            .map(coordinator::Request::AddVms);
+        self.operate(asked, vms.map_err(Into::into)).await?;
         Ok(Response::new(v1::AddVmsResponse {}))
     }
 
@@ -144,10 +187,11 @@ impl ControlService for Control {
         &self,
         request: Request<v1::RemoveVmsRequest>,
     ) -> Result<Response<v1::RemoveVmsResponse>, Status> {
+        let names = list(request.get_ref().names.iter().map(Cow::from));
+        let asked = asked(&request, Rpc::RemoveVms, names)?;
         let names = request.into_inner().names;
         let names = names.iter().map(VmName::new).collect();
-        self.core()?
-            .request(coordinator::Request::RemoveVms(names))
+        self.operate(asked, Ok(coordinator::Request::RemoveVms(names)))
             .await?;
         Ok(Response::new(v1::RemoveVmsResponse {}))
     }
@@ -156,12 +200,12 @@ impl ControlService for Control {
         &self,
         request: Request<v1::StartMigrationRequest>,
     ) -> Result<Response<v1::StartMigrationResponse>, Status> {
-        let request = request.into_inner().try_into()?;
-        match self
-            .core()?
-            .request(coordinator::Request::Migrate(request))
-            .await?
-        {
+        let moves = request.get_ref().moves.iter();
+        let moves = list(moves.map(|step| format!("{}={}", step.vm, step.to).into()));
+        let asked = asked(&request, Rpc::StartMigration, moves)?;
+        let request = coordinator::MigrateRequest::try_from(request.into_inner())
+            .map(coordinator::Request::Migrate);
+        match self.operate(asked, request.map_err(Into::into)).await? {
             Answer::Started(id) => Ok(Response::new(v1::StartMigrationResponse {
                 migration: Some(self.migration(id).await?),
             })),
@@ -196,9 +240,10 @@ impl ControlService for Control {
         &self,
         request: Request<v1::ActivateMigrationRequest>,
     ) -> Result<Response<v1::ActivateMigrationResponse>, Status> {
+        let what = format!("migration {}", request.get_ref().id);
+        let asked = asked(&request, Rpc::ActivateMigration, what)?;
         let id = TransactionId(request.into_inner().id);
-        self.core()?
-            .request(coordinator::Request::Activate(id))
+        self.operate(asked, Ok(coordinator::Request::Activate(id)))
             .await?;
         Ok(Response::new(v1::ActivateMigrationResponse {
             migration: Some(self.migration(id).await?),
@@ -209,9 +254,10 @@ impl ControlService for Control {
         &self,
         request: Request<v1::AbortMigrationRequest>,
     ) -> Result<Response<v1::AbortMigrationResponse>, Status> {
+        let what = format!("migration {}", request.get_ref().id);
+        let asked = asked(&request, Rpc::AbortMigration, what)?;
         let id = TransactionId(request.into_inner().id);
-        self.core()?
-            .request(coordinator::Request::Abort(id))
+        self.operate(asked, Ok(coordinator::Request::Abort(id)))
             .await?;
         Ok(Response::new(v1::AbortMigrationResponse {
             migration: Some(self.migration(id).await?),
@@ -254,9 +300,9 @@ impl ControlService for Control {
         &self,
         request: Request<v1::DrainRouterRequest>,
     ) -> Result<Response<v1::DrainRouterResponse>, Status> {
+        let asked = asked(&request, Rpc::DrainRouter, request.get_ref().name.clone())?;
         let router = RouterName::new(request.into_inner().name);
-        self.core()?
-            .request(coordinator::Request::DrainRouter(router))
+        self.operate(asked, Ok(coordinator::Request::DrainRouter(router)))
             .await?;
         Ok(Response::new(v1::DrainRouterResponse {}))
     }
@@ -265,9 +311,9 @@ impl ControlService for Control {
         &self,
         request: Request<v1::UndrainRouterRequest>,
     ) -> Result<Response<v1::UndrainRouterResponse>, Status> {
+        let asked = asked(&request, Rpc::UndrainRouter, request.get_ref().name.clone())?;
         let router = RouterName::new(request.into_inner().name);
-        self.core()?
-            .request(coordinator::Request::UndrainRouter(router))
+        self.operate(asked, Ok(coordinator::Request::UndrainRouter(router)))
             .await?;
         Ok(Response::new(v1::UndrainRouterResponse {}))
     }
@@ -276,9 +322,9 @@ impl ControlService for Control {
         &self,
         request: Request<v1::RemoveRouterRequest>,
     ) -> Result<Response<v1::RemoveRouterResponse>, Status> {
+        let asked = asked(&request, Rpc::RemoveRouter, request.get_ref().name.clone())?;
         let router = RouterName::new(request.into_inner().name);
-        self.core()?
-            .request(coordinator::Request::RemoveRouter(router))
+        self.operate(asked, Ok(coordinator::Request::RemoveRouter(router)))
             .await?;
         Ok(Response::new(v1::RemoveRouterResponse {}))
     }
@@ -299,6 +345,21 @@ impl ControlService for Control {
             .await??;
         let pieces = proto::table_pieces(table).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match request.limit {
+            0 => usize::MAX,
+            limit => limit as usize,
+        };
+        let records = self.core()?.audit(Timestamp(request.since), limit).await?;
+        Ok(Response::new(v1::ListAuditResponse {
+            records: records.iter().map(Into::into).collect(),
+        }))
     }
 }
 

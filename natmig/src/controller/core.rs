@@ -25,9 +25,10 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
+    audit::{Asked, AuditLog, AuditOutcome, AuditRecord},
     coordinator::{
         Action, Announced, Answer, CommandRef, Config, ConnectionId, Coordinator, Event,
-        MigrationView, Refusal, Report, Request, Timestamp,
+        MigrationView, Refusal, Report, Request, StoreOp, Timestamp,
     },
     names::RouterName,
     proto::{Command, Hello, Order, Outcome, Reply},
@@ -81,7 +82,18 @@ pub(super) enum Input {
     },
     Request {
         request: Box<Request>,
+        asked: Asked,
         answer: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+    /// Something that did not get as far as the machine.
+    Turned {
+        asked: Asked,
+        outcome: AuditOutcome,
+    },
+    Audit {
+        since: Timestamp,
+        limit: usize,
+        answer: oneshot::Sender<Vec<AuditRecord>>,
     },
     Query(Query),
     Shutdown,
@@ -107,14 +119,39 @@ impl Handle {
     }
 
     /// Asks the machine to do something; what is answered is durable.
-    pub(super) async fn request(&self, request: Request) -> Result<Answer, Status> {
+    pub(super) async fn request(&self, asked: Asked, request: Request) -> Result<Answer, Status> {
         let (answer, outcome) = oneshot::channel();
         self.tell(Input::Request {
             request: Box::new(request),
+            asked,
             answer,
         })
         .await?;
         Ok(outcome.await.map_err(|_| ended())??)
+    }
+
+    /// Has something noted in the audit log that did not get as far as the machine, unless more is
+    /// under way than the core keeps up with.
+    pub(super) fn note(&self, asked: Asked, outcome: AuditOutcome) {
+        if let Err(error) = self.inputs.try_send(Input::Turned { asked, outcome }) {
+            tracing::warn!("not in the audit log: {error}");
+        }
+    }
+
+    /// The newest audit records from a time on.
+    pub(super) async fn audit(
+        &self,
+        since: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<AuditRecord>, Status> {
+        let (answer, records) = oneshot::channel();
+        let input = Input::Audit {
+            since,
+            limit,
+            answer,
+        };
+        self.tell(input).await?;
+        records.await.map_err(|_| ended())
     }
 
     /// Looks at the machine's state.
@@ -153,7 +190,8 @@ pub(super) fn start(
 ) -> Result<(Handle, Running), StartError> {
     let clock = Clock::new();
     let term = store.begin_term(clock.now().0 / 1_000_000_000)?;
-    let stored = store.load()?;
+    let mut stored = store.load()?;
+    let audit = AuditLog::new(std::mem::take(&mut stored.audit));
     tracing::info!(
         term,
         vms = stored.vms.len(),
@@ -178,6 +216,7 @@ pub(super) fn start(
             let mut core = Core {
                 coordinator,
                 store,
+                audit,
                 clock,
                 term,
                 sessions: HashMap::new(),
@@ -249,6 +288,7 @@ struct Session {
 struct Core {
     coordinator: Coordinator,
     store: Box<dyn Store>,
+    audit: AuditLog,
     clock: Clock,
     term: u64,
     sessions: HashMap<RouterName, Session>,
@@ -314,15 +354,39 @@ impl Core {
                 }
                 Ok(())
             }
-            Input::Request { request, answer } => {
-                let outcome = match self.coordinator.request(self.clock.now(), *request) {
-                    Ok((done, actions)) => {
-                        self.execute(actions)?;
-                        Ok(done)
-                    }
-                    Err(refusal) => Err(refusal),
+            Input::Request {
+                request,
+                asked,
+                answer,
+            } => {
+                let (outcome, mut actions) =
+                    match self.coordinator.request(self.clock.now(), *request) {
+                        Ok((done, actions)) => (Ok(done), actions),
+                        Err(refusal) => (Err(refusal), Vec::new()),
+                    };
+                let noted = match &outcome {
+                    Ok(Answer::Done) => AuditOutcome::Done(None),
+                    Ok(Answer::Started(id)) => AuditOutcome::Done(Some(id.0)),
+                    Err(refusal) => AuditOutcome::Refused(refusal.to_string()),
                 };
+                let record = self.record(asked, noted);
+                store_with(&mut actions, record);
+                self.execute(actions)?;
                 if answer.send(outcome).is_err() {
+                    tracing::debug!("nobody waits for the answer any longer");
+                }
+                Ok(())
+            }
+            Input::Turned { asked, outcome } => {
+                let record = self.record(asked, outcome);
+                self.execute(vec![Action::Store(vec![record])])
+            }
+            Input::Audit {
+                since,
+                limit,
+                answer,
+            } => {
+                if answer.send(self.audit.since(since, limit)).is_err() {
                     tracing::debug!("nobody waits for the answer any longer");
                 }
                 Ok(())
@@ -333,6 +397,18 @@ impl Core {
             }
             Input::Shutdown => Ok(()),
         }
+    }
+
+    /// Notes what was asked for; what is returned is to be stored.
+    fn record(&mut self, asked: Asked, outcome: AuditOutcome) -> StoreOp {
+        let record = AuditRecord {
+            id: self.audit.next_id(),
+            at: self.clock.now(),
+            asked,
+            outcome,
+        };
+        self.audit.push(record.clone());
+        StoreOp::PutAudit(Box::new(record))
     }
 
     fn is_current(&self, router: &RouterName, connection: ConnectionId) -> bool {
@@ -538,6 +614,20 @@ impl Core {
             Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
         Ok(())
+    }
+}
+
+/// Has an audit record stored together with the change that it describes, if there is one.
+fn store_with(actions: &mut Vec<Action>, record: StoreOp) {
+    let change = actions.iter_mut().find_map(|action| match action {
+        Action::Store(ops) => Some(ops),
+        Action::Send { .. } | Action::Disconnect { .. } | Action::Update(_) | Action::Wake(_) => {
+            None
+        }
+    });
+    match change {
+        Some(ops) => ops.push(record),
+        None => actions.insert(0, Action::Store(vec![record])),
     }
 }
 

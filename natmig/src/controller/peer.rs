@@ -6,7 +6,9 @@
 
 use std::{fmt, net::SocketAddr, time::SystemTime};
 
-use crate::{names::RouterName, pki::Role, proto::Rpc};
+use tonic::{Status, codegen::http::Extensions};
+
+use crate::{audit::Caller, names::RouterName, pki::Role, proto::Rpc};
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +56,13 @@ pub(super) enum Access {
     Operate,
 }
 
+/// Who makes a call.
+pub(super) fn of(extensions: &Extensions) -> Result<&Peer, Status> {
+    extensions
+        .get()
+        .ok_or_else(|| Status::internal("the connection does not say whose it is"))
+}
+
 impl Access {
     /// What a call needs.
     pub(super) fn needed(rpc: Rpc) -> Self {
@@ -66,7 +75,8 @@ impl Access {
             | Rpc::WatchMigrations
             | Rpc::ListRouters
             | Rpc::GetRouterTable
-            | Rpc::GetController => Self::Look,
+            | Rpc::GetController
+            | Rpc::ListAudit => Self::Look,
             Rpc::ApplyTopology
             | Rpc::AddVms
             | Rpc::RemoveVms
@@ -125,6 +135,38 @@ impl Peer {
         match self {
             Self::Certified { expires, .. } => Some(*expires),
             Self::Local { .. } | Self::Anonymous { .. } => None,
+        }
+    }
+
+    /// As the audit log names it.
+    pub(super) fn caller(&self) -> Caller {
+        let name = self.to_string();
+        let nobody = Caller {
+            name,
+            address: None,
+            certificate: None,
+            uid: None,
+            pid: None,
+        };
+        match self {
+            Self::Certified {
+                fingerprint,
+                address,
+                ..
+            } => Caller {
+                address: Some(*address),
+                certificate: Some(fingerprint.clone()),
+                ..nobody
+            },
+            Self::Local { uid, pid, .. } => Caller {
+                uid: Some(*uid),
+                pid: *pid,
+                ..nobody
+            },
+            Self::Anonymous { address } => Caller {
+                address: Some(*address),
+                ..nobody
+            },
         }
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Progress, Timestamp};
 use crate::{
+    audit::{self, AuditRecord},
     names::{RouterName, VmName},
     planner::{Move, VmState},
     rule::TransactionId,
@@ -31,6 +32,9 @@ pub struct Stored {
     pub drained: BTreeSet<RouterName>,
     /// The number of the next migration; 0 in an empty store.
     pub next_id: u64,
+    /// What operators did, as far as it is kept.
+    #[serde(default)]
+    pub audit: Vec<AuditRecord>,
 }
 
 /// A locator that is not given out before a time.
@@ -65,6 +69,10 @@ pub enum StoreOp {
     DeleteDrained(RouterName),
     /// Sets the number of the next migration.
     PutNextId(u64),
+    /// Sets an audit record, by its number, and forgets the one [`audit::KEPT`] numbers before.
+    PutAudit(Box<AuditRecord>),
+    /// Forgets an audit record.
+    DeleteAudit(u64),
 }
 
 impl Stored {
@@ -97,6 +105,13 @@ impl Stored {
                 self.drained.remove(&router);
             }
             StoreOp::PutNextId(next_id) => self.next_id = next_id,
+            StoreOp::PutAudit(record) => {
+                let forgotten = record.id.checked_sub(audit::KEPT);
+                self.audit
+                    .retain(|other| other.id != record.id && Some(other.id) != forgotten);
+                self.audit.push(*record);
+            }
+            StoreOp::DeleteAudit(id) => self.audit.retain(|record| record.id != id),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Malformed, address, address_bytes, addresses, addresses_bytes, enumeration, mac, name,
-    required, v1,
+    optional_text, required, v1,
 };
 use crate::{
     addresses::IpFamily,
@@ -64,11 +64,6 @@ same!(Phase, Phase, "phase", {
 
 pub(super) fn phase(number: i32) -> Result<Phase, Malformed> {
     enumeration::<v1::Phase>("phase", number)?.try_into()
-}
-
-/// An empty text stands for none.
-fn optional_text(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
 }
 
 impl From<&Vm> for v1::Vm {

@@ -175,6 +175,7 @@ fn deletions(stored: Stored) -> Vec<StoreOp> {
         drained,
         // Replaced.
         next_id: _,
+        audit,
     } = stored;
     let vms = vms
         .into_iter()
@@ -186,9 +187,13 @@ fn deletions(stored: Stored) -> Vec<StoreOp> {
         .into_iter()
         .map(|record| StoreOp::DeleteQuarantined(record.locator));
     let drained = drained.into_iter().map(StoreOp::DeleteDrained);
+    let audit = audit
+        .into_iter()
+        .map(|record| StoreOp::DeleteAudit(record.id));
     vms.chain(migrations)
         .chain(quarantined)
         .chain(drained)
+        .chain(audit)
         .collect()
 }
 
@@ -200,6 +205,7 @@ fn additions(stored: Stored) -> Vec<StoreOp> {
         quarantined,
         drained,
         next_id,
+        audit,
     } = stored;
     let vms = vms.into_iter().map(StoreOp::PutVm);
     let migrations = migrations
@@ -207,6 +213,9 @@ fn additions(stored: Stored) -> Vec<StoreOp> {
         .map(|record| StoreOp::PutMigration(Box::new(record)));
     let quarantined = quarantined.into_iter().map(StoreOp::PutQuarantined);
     let drained = drained.into_iter().map(StoreOp::PutDrained);
+    let audit = audit
+        .into_iter()
+        .map(|record| StoreOp::PutAudit(Box::new(record)));
     topology
         .into_iter()
         .map(StoreOp::PutTopology)
@@ -215,6 +224,7 @@ fn additions(stored: Stored) -> Vec<StoreOp> {
         .chain(migrations)
         .chain(quarantined)
         .chain(drained)
+        .chain(audit)
         .collect()
 }
 

@@ -18,7 +18,10 @@ use redb::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Store, StoreError};
-use crate::coordinator::{StoreOp, Stored};
+use crate::{
+    audit::KEPT,
+    coordinator::{StoreOp, Stored},
+};
 
 /// Version of what the tables hold.
 const FORMAT: u64 = 2;
@@ -47,6 +50,8 @@ const MIGRATIONS: NumberedDefinition = TableDefinition::new("migrations");
 const QUARANTINED: Definition = TableDefinition::new("quarantined_locators");
 /// The same in [`IPV4_FORMAT`], by address as a number.
 const IPV4_QUARANTINED: NumberedDefinition = TableDefinition::new("quarantined");
+/// What operators did, by number.
+const AUDIT: NumberedDefinition = TableDefinition::new("audit");
 /// Drained routers by name.
 const DRAINED: Definition = TableDefinition::new("drained");
 
@@ -124,11 +129,19 @@ impl FileStore {
                 write.open_table(MIGRATIONS)?;
                 write.open_table(QUARANTINED)?;
                 write.open_table(DRAINED)?;
+                write.open_table(AUDIT)?;
                 Ok(())
             });
         }
         if !tables.iter().any(|table| table == NATMIG.name()) {
             return Err(StoreError::Foreign(self.path.clone()));
+        }
+        // A store that was begun without an audit log is given one: nothing else in it changes.
+        if !tables.iter().any(|table| table == AUDIT.name()) {
+            self.write(|write| {
+                write.open_table(AUDIT)?;
+                Ok(())
+            })?;
         }
         match self.value::<u64>(FORMAT_KEY)? {
             Some(FORMAT) => Ok(()),
@@ -245,6 +258,7 @@ impl FileStore {
                 .into_iter()
                 .collect(),
             next_id: self.value(NEXT_ID_KEY)?.unwrap_or_default(),
+            audit: self.values(AUDIT, "an audit record")?,
         })
     }
 
@@ -265,6 +279,7 @@ impl Store for FileStore {
             let mut migrations = write.open_table(MIGRATIONS)?;
             let mut quarantined = write.open_table(QUARANTINED)?;
             let mut drained = write.open_table(DRAINED)?;
+            let mut audit = write.open_table(AUDIT)?;
             for op in ops {
                 match op {
                     StoreOp::PutTopology(topology) => put(&mut natmig, TOPOLOGY_KEY, topology)?,
@@ -284,6 +299,15 @@ impl Store for FileStore {
                     }
                     StoreOp::DeleteQuarantined(locator) => {
                         quarantined.remove(locator.to_string().as_str())?;
+                    }
+                    StoreOp::PutAudit(record) => {
+                        put_numbered(&mut audit, record.id, record)?;
+                        if let Some(forgotten) = record.id.checked_sub(KEPT) {
+                            audit.remove(forgotten)?;
+                        }
+                    }
+                    StoreOp::DeleteAudit(id) => {
+                        audit.remove(id)?;
                     }
                     StoreOp::PutDrained(router) => put(&mut drained, router.as_str(), router)?,
                     StoreOp::DeleteDrained(router) => {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use natmig::{
     addresses::Addresses,
+    audit::{Asked, AuditOutcome, AuditRecord, Caller, KEPT},
     coordinator::{
         Activation, Heard, MigrationRecord, Phase, Quarantined, StoreOp, Stored, Timestamp,
         Unreachable,
@@ -84,6 +85,30 @@ pub fn topology() -> Topology {
     .unwrap()
 }
 
+pub fn audit_record(id: u64) -> AuditRecord {
+    AuditRecord {
+        id,
+        at: Timestamp(id),
+        asked: Asked {
+            who: Caller {
+                name: "operator alice".to_owned(),
+                address: Some("192.0.2.1:1".parse().unwrap()),
+                certificate: Some("00".to_owned()),
+                uid: None,
+                pid: None,
+            },
+            call: "DrainRouter".to_owned(),
+            what: "edge1".to_owned(),
+        },
+        outcome: AuditOutcome::Refused("no".to_owned()),
+    }
+}
+
+/// Numbers of audit records of which some have others forgotten.
+fn audit_number() -> impl Strategy<Value = u64> {
+    (0..3_u64, 0..3_u64).prop_map(|(lap, number)| lap * KEPT + number)
+}
+
 pub fn any_op() -> impl Strategy<Value = StoreOp> {
     let number = 0..6_u8;
     prop_oneof![
@@ -112,6 +137,8 @@ pub fn any_op() -> impl Strategy<Value = StoreOp> {
             .prop_map(|n| StoreOp::PutDrained(RouterName::new(format!("edge{n}")))),
         number.prop_map(|n| StoreOp::DeleteDrained(RouterName::new(format!("edge{n}")))),
         any::<u64>().prop_map(StoreOp::PutNextId),
+        audit_number().prop_map(|id| StoreOp::PutAudit(Box::new(audit_record(id)))),
+        audit_number().prop_map(StoreOp::DeleteAudit),
     ]
 }
 
@@ -122,6 +149,7 @@ pub fn sorted(mut stored: Stored) -> Stored {
         .sort_by(|one, other| one.vm.name.cmp(&other.vm.name));
     stored.migrations.sort_by_key(|record| record.id);
     stored.quarantined.sort_by_key(|record| record.locator);
+    stored.audit.sort_by_key(|record| record.id);
     stored
 }
 

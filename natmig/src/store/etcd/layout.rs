@@ -8,6 +8,7 @@
 //! migrations/NUMBER/record/PART    all else of it
 //! quarantined/ADDRESS              a locator in quarantine
 //! drained/NAME                     a drained router
+//! audit/NUMBER                     what an operator did
 //! ```
 //!
 //! What may be large is cut into parts, since etcd limits the size of a request. What a migration
@@ -19,6 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    audit::KEPT,
     coordinator::{MigrationRecord, StoreOp, Stored},
     planner::Move,
     rule::TransactionId,
@@ -35,6 +37,7 @@ const MOVES: &str = "moves";
 const RECORD: &str = "record";
 const QUARANTINED: &str = "quarantined/";
 const DRAINED: &str = "drained/";
+const AUDIT: &str = "audit/";
 
 type Hash = [u8; 32];
 
@@ -66,6 +69,10 @@ pub(super) struct Layout {
 
 fn migration(id: TransactionId) -> String {
     format!("{MIGRATIONS}{:020}/", id.0)
+}
+
+fn audit(id: u64) -> String {
+    format!("{AUDIT}{id:020}")
 }
 
 impl Layout {
@@ -102,6 +109,16 @@ impl Layout {
                 }
                 StoreOp::PutDrained(router) => change.put(format!("{DRAINED}{router}"), router)?,
                 StoreOp::DeleteDrained(router) => change.delete(format!("{DRAINED}{router}")),
+                StoreOp::PutAudit(record) => {
+                    change.put(audit(record.id), record)?;
+                    let forgotten = record.id.checked_sub(KEPT).map(audit);
+                    let there =
+                        |key: &String| self.keys.contains(key) || change.writes.contains_key(key);
+                    if let Some(key) = forgotten.filter(there) {
+                        change.delete(key);
+                    }
+                }
+                StoreOp::DeleteAudit(id) => change.delete(audit(*id)),
             }
         }
         Ok(change)
@@ -224,6 +241,9 @@ pub(super) fn stored(values: &BTreeMap<String, String>) -> Result<Stored, Damage
     }
     for (_, value) in below(values, DRAINED) {
         stored.drained.insert(decode(value, "a drained router")?);
+    }
+    for (_, value) in below(values, AUDIT) {
+        stored.audit.push(decode(value, "an audit record")?);
     }
     let migrations: BTreeSet<&str> = below(values, MIGRATIONS)
         .filter_map(|(key, _)| key.split('/').nth(1))
