@@ -6,6 +6,7 @@
 mod conformance;
 mod etcd;
 mod file;
+mod guarded;
 mod places;
 #[path = "../support/proxy.rs"]
 mod proxy;

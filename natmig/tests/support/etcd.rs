@@ -51,7 +51,7 @@ pub fn program() -> Option<PathBuf> {
 }
 
 /// An address of this process's own, so that test programs do not meet.
-fn address() -> String {
+pub fn address() -> String {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     // Never 127.0.0.1, where others listen.
     format!("127.{}.{middle}.{low}", 0x80 | high)

@@ -1,0 +1,177 @@
+//! etcd that does not let everybody in: certificates on both sides, and users with passwords.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+};
+
+use natmig::{
+    coordinator::StoreOp,
+    pki::{Authority, Existing, Request, Role},
+    store::{EtcdConfig, Store as _},
+    tls::CredentialFiles,
+};
+
+use crate::{
+    places::Server,
+    records::{topology, vm},
+    server::Etcd,
+};
+
+/// A certificate with this role and these names, of the authority in this directory, which is made if
+/// it is not there yet.
+fn issue(directory: &Path, kind: &str, names: &[String]) -> CredentialFiles {
+    if !directory.join("ca.pem").exists() {
+        Authority::create(directory, "test", 10, Existing::Keep).unwrap();
+    }
+    let role = Role::new(kind, "test").unwrap();
+    let issued = Authority::open(directory)
+        .unwrap()
+        .issue(&Request::days(role, names.to_vec(), 5))
+        .unwrap();
+    let files = CredentialFiles::in_directory(directory, kind);
+    fs::write(&files.certificate, issued.certificate).unwrap();
+    fs::write(&files.key, issued.key).unwrap();
+    files
+}
+
+/// What natmig shows to etcd.
+fn with(config: EtcdConfig, files: &CredentialFiles) -> EtcdConfig {
+    EtcdConfig {
+        ca: Some(files.ca.clone()),
+        certificate: Some(files.certificate.clone()),
+        key: Some(files.key.clone()),
+        ..config
+    }
+}
+
+fn works(server: &Server, config: &EtcdConfig) {
+    let mut store = server.lead(config);
+    store.load().unwrap();
+    let ops = [
+        StoreOp::PutTopology(topology()),
+        StoreOp::PutVm(vm(1)),
+        StoreOp::PutNextId(4),
+    ];
+    store.apply(&ops).unwrap();
+    store.confirm().unwrap();
+    server.resign(&store.lease());
+    assert_eq!(server.lead(config).load().unwrap().next_id, 4);
+}
+
+#[test]
+fn etcd_and_natmig_show_each_other_certificates() {
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let address = crate::server::address();
+    let member = issue(own.path(), "controller", &[address]);
+    let path = |path: &Path| path.display().to_string();
+    let arguments = [
+        ("--cert-file", path(&member.certificate)),
+        ("--key-file", path(&member.key)),
+        ("--trusted-ca-file", path(&member.ca)),
+    ];
+    let arguments = arguments
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .chain(["--client-cert-auth".to_owned()])
+        .collect();
+    let Some(etcd) = Etcd::start_with(1, "https", arguments) else {
+        return;
+    };
+    let server = Server::of(etcd);
+    let files = issue(own.path(), "operator", &[]);
+    let known = with(server.config(), &files);
+    works(&server, &known);
+
+    let foreign = issue(other.path(), "operator", &[]);
+    let strangers = [
+        (
+            "without a certificate",
+            EtcdConfig {
+                certificate: None,
+                key: None,
+                ..known.clone()
+            },
+        ),
+        (
+            "with a certificate of another authority",
+            EtcdConfig {
+                certificate: Some(foreign.certificate.clone()),
+                key: Some(foreign.key.clone()),
+                ..known.clone()
+            },
+        ),
+        (
+            "that does not know etcd's authority",
+            with(known.clone(), &foreign),
+        ),
+    ];
+    for (who, config) in strangers {
+        let outcome = server.lead_unless_led(&config).map(drop);
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(&server.etcd.endpoint(0)), "{who}: {error}");
+    }
+}
+
+/// Asks etcd's gateway, as its own command line would.
+fn ask(server: &Server, path: &str, body: &str) {
+    let address = server.etcd.client_address(0);
+    let mut stream = TcpStream::connect(&address).unwrap();
+    write!(
+        stream,
+        "POST /v3/{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200"),
+        "{path} {body}: {answer}"
+    );
+}
+
+#[test]
+fn etcd_asks_for_a_password() {
+    let Some(server) = Server::start(1) else {
+        return;
+    };
+    // In base64: all keys from `/natmig/` up to `/natmig0`.
+    let prefix = r#"{"name":"natmig","perm":{"permType":"READWRITE","key":"L25hdG1pZy8=","range_end":"L25hdG1pZzA="}}"#;
+    for (path, body) in [
+        ("auth/user/add", r#"{"name":"root","password":"r"}"#),
+        ("auth/role/add", r#"{"name":"root"}"#),
+        ("auth/user/grant", r#"{"user":"root","role":"root"}"#),
+        ("auth/role/add", r#"{"name":"natmig"}"#),
+        ("auth/role/grant", prefix),
+        ("auth/user/add", r#"{"name":"natmig","password":"secret"}"#),
+        ("auth/user/grant", r#"{"user":"natmig","role":"natmig"}"#),
+        ("auth/enable", "{}"),
+    ] {
+        ask(&server, path, body);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let password = |text: &str| {
+        let file = directory.path().join(text);
+        fs::write(&file, format!("{text}\n")).unwrap();
+        EtcdConfig {
+            user: Some("natmig".to_owned()),
+            password_file: Some(file),
+            ..server.config()
+        }
+    };
+    works(&server, &password("secret"));
+    for config in [server.config(), password("guess")] {
+        let error = server.lead_unless_led(&config).unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+    }
+    // Outside of the prefix that the role names.
+    let elsewhere = EtcdConfig {
+        prefix: "/other/fabric".to_owned(),
+        ..password("secret")
+    };
+    let error = server.lead_unless_led(&elsewhere).unwrap_err();
+    assert!(error.to_string().contains("permission denied"), "{error}");
+}
