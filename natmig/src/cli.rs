@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod capabilities;
 mod client;
 mod controller;
 mod daemon;

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 
-use super::daemon;
+use super::{capabilities, daemon};
 use crate::{
     agent::{self, Identity},
     config::RouterConfig,
@@ -67,6 +67,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(path) => Some(fs::read(path).with_context(|| path.display().to_string())?),
     };
     daemon::log();
+    // Before there are threads, each of which has capabilities of its own.
+    capabilities::keep(capabilities::AGENT)?;
     let started = Router::start(
         &config,
         &StartOptions {

@@ -4,7 +4,7 @@ mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use super::daemon;
+use super::{capabilities, daemon};
 use crate::controller::{self, ControllerConfig, Listeners};
 
 /// Run the controller
@@ -76,7 +76,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     daemon::log();
+    // Bound before there are threads, each of which has capabilities of its own.
     let listeners = Listeners::bind(&config)?;
+    capabilities::keep(capabilities::CONTROLLER)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -81,6 +81,11 @@ impl Daemon {
         &self.log
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Kills it without warning.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {

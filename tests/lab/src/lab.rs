@@ -238,6 +238,14 @@ impl Lab {
         self.daemon(name)?.0.signal(Signal::SIGCONT)
     }
 
+    /// A daemon's process.
+    pub fn pid(&mut self, name: &str) -> Result<u32> {
+        let daemon = self.daemon(name)?.0;
+        daemon
+            .pid()
+            .with_context(|| format!("{} does not run", daemon.name()))
+    }
+
     /// A daemon's log.
     pub fn log(&mut self, name: &str) -> Result<PathBuf> {
         Ok(self.daemon(name)?.0.log().to_owned())

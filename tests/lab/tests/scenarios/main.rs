@@ -17,4 +17,5 @@ mod network;
 mod next_hops;
 mod pair;
 mod pmtud;
+mod privileges;
 mod recovery;
