@@ -21,6 +21,7 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod times;
 mod view;
 
 use std::{
@@ -64,6 +65,9 @@ pub struct Config {
     pub retry: Duration,
     /// How many finished migrations are remembered.
     pub history: usize,
+    /// How many migrations may be under way, or wait, until they are folded. Each takes one of a
+    /// router's transaction slots, of which there are a few more.
+    pub under_way: usize,
 }
 
 impl Default for Config {
@@ -73,6 +77,7 @@ impl Default for Config {
             commit_deadline: Duration::from_secs(2),
             retry: Duration::from_secs(1),
             history: 1000,
+            under_way: 1000,
         }
     }
 }
@@ -90,11 +95,16 @@ pub struct Coordinator {
     migrations: BTreeMap<TransactionId, Migration>,
     /// Migrations with which something remains to be done.
     active: BTreeSet<TransactionId>,
+    /// Those of them that may be able to go on. Empty between events.
+    due: BTreeSet<TransactionId>,
+    /// When those that wait for a time go on.
+    alarms: BTreeSet<(Timestamp, TransactionId)>,
     /// VMs that no other migration may touch, and the migration that holds them.
     busy: BTreeMap<VmName, TransactionId>,
     /// Locators that must not be given out: bound, draining, or in quarantine.
     used: BTreeSet<IpAddr>,
-    quarantined: BTreeMap<IpAddr, Timestamp>,
+    /// Locators in quarantine, by when it ends.
+    quarantined: BTreeSet<(Timestamp, IpAddr)>,
     next_id: u64,
     /// Version of the next whole table that is sent.
     next_version: u64,
@@ -112,9 +122,11 @@ impl Coordinator {
             routers: BTreeMap::new(),
             migrations: BTreeMap::new(),
             active: BTreeSet::new(),
+            due: BTreeSet::new(),
+            alarms: BTreeSet::new(),
             busy: BTreeMap::new(),
             used: BTreeSet::new(),
-            quarantined: BTreeMap::new(),
+            quarantined: BTreeSet::new(),
             next_id: stored.next_id.max(1),
             next_version: 1,
             topology: stored.topology,
@@ -135,13 +147,14 @@ impl Coordinator {
             coordinator.used.insert(quarantined.locator);
             coordinator
                 .quarantined
-                .insert(quarantined.locator, quarantined.until);
+                .insert((quarantined.until, quarantined.locator));
         }
         for record in stored.migrations {
             coordinator.restore_migration(record, now);
         }
         let mut out = Actions::new();
-        coordinator.advance_all(now, &mut out);
+        coordinator.all_are_due();
+        coordinator.advance_due(now, &mut out);
         (coordinator, out)
     }
 
@@ -176,6 +189,7 @@ impl Coordinator {
             stage: 0,
             changed: false,
             told: None,
+            alarm: None,
             unheard: unheard(&record),
             record,
         };
@@ -221,10 +235,14 @@ impl Coordinator {
                 router,
                 connection,
                 report,
-            } => self.connect(now, &router, connection, report, &mut out),
+            } => {
+                self.connect(now, &router, connection, report, &mut out);
+                self.all_are_due();
+            }
             Event::RouterDisconnected { router, connection } => {
                 if self.is_connection(&router, connection) {
                     self.disconnect(now, &router);
+                    self.all_are_due();
                 }
             }
             Event::Reply {
@@ -242,12 +260,13 @@ impl Coordinator {
                 announced,
             } => {
                 if self.is_connection(&router, connection) {
+                    self.due.insert(announced.id);
                     self.announced(&router, announced, &mut out);
                 }
             }
             Event::Tick => {}
         }
-        self.advance_all(now, &mut out);
+        self.advance_due(now, &mut out);
         out
     }
 
@@ -259,8 +278,12 @@ impl Coordinator {
         request: Request,
     ) -> Result<(Answer, Vec<Action>), Refusal> {
         let mut out = Actions::new();
-        let answer = self.operate(now, request, &mut out)?;
-        self.advance_all(now, &mut out);
+        let answer = self.operate(now, request, &mut out);
+        if answer.is_err() {
+            self.due.clear();
+        }
+        let answer = answer?;
+        self.advance_due(now, &mut out);
         Ok((answer, out))
     }
 

@@ -3,8 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    Action, Activation, Command, CommandRef, Config, Coordinator, Phase, Progress, Quarantined,
-    StoreOp, Timestamp, Unreachable,
+    Action, Activation, Command, CommandRef, Coordinator, Phase, Progress, StoreOp, Timestamp,
     state::{Actions, Migration},
 };
 use crate::{
@@ -17,25 +16,32 @@ use crate::{
 const LARGE_GROUP: usize = 100;
 
 impl Coordinator {
-    /// Takes every migration as far as it goes, tells watchers, and asks to be woken for the next
-    /// deadline.
-    pub(super) fn advance_all(&mut self, now: Timestamp, out: &mut Actions) {
+    /// Something has happened that any migration may have waited for.
+    pub(super) fn all_are_due(&mut self) {
+        self.due.extend(&self.active);
+    }
+
+    /// Takes every migration to which something has happened as far as it goes, tells watchers, and
+    /// asks to be woken for the next deadline. Others are not looked at: with a thousand under way,
+    /// most events are one router's word on one of them.
+    pub(super) fn advance_due(&mut self, now: Timestamp, out: &mut Actions) {
         self.end_quarantines(now, out);
-        loop {
-            let mut moved = false;
-            for id in self.active.clone() {
-                while self.advance(now, id, out) {
-                    moved = true;
-                }
-            }
-            if !moved {
-                break;
-            }
+        while let Some((at, id)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
+            self.alarms.remove(&(at, id));
+            self.due.insert(id);
         }
-        for id in self.active.clone() {
+        let mut seen = BTreeSet::new();
+        while let Some(id) = self.due.pop_first() {
+            while self.advance(now, id, out) {}
+            seen.insert(id);
+        }
+        for id in seen {
             self.tell_watchers(id, out);
+            self.set_alarm(now, id);
         }
-        if let Some(at) = self.next_deadline(now) {
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        let quarantine = self.quarantined.first().map(|(until, _)| *until);
+        if let Some(at) = alarm.into_iter().chain(quarantine).min() {
             out.push(Action::Wake(at));
         }
     }
@@ -88,11 +94,19 @@ impl Coordinator {
             return true;
         }
         if migration.deadline.is_some_and(|deadline| deadline <= now) {
+            let patience = self.config.prepare_deadline;
             let silent: Vec<_> = needed
                 .iter()
-                .filter(|router| migration.progress(router) != Progress::Prepared)
+                .filter(|router| {
+                    migration.progress(router) != Progress::Prepared
+                        && !self.is_at_work(now, migration, router, patience)
+                })
                 .map(RouterName::as_str)
                 .collect();
+            if silent.is_empty() {
+                self.set_deadline(migration, now);
+                return false;
+            }
             let error = format!(
                 "not prepared in time: {}; mend the router or its agent, or drain it, and migrate again",
                 silent.join(", ")
@@ -162,9 +176,17 @@ impl Coordinator {
             if migration.deadline.is_none_or(|deadline| deadline > now) {
                 return false;
             }
+            let patience = self.config.commit_deadline;
+            let (at_work, silent): (Vec<_>, Vec<_>) = silent
+                .into_iter()
+                .partition(|router| self.is_at_work(now, migration, router, patience));
             for router in silent {
                 migration.participant(&router).passed_over = true;
                 migration.changed = true;
+            }
+            if !at_work.is_empty() {
+                self.set_deadline(migration, now);
+                return false;
             }
         }
         migration.stage += 1;
@@ -256,7 +278,7 @@ impl Coordinator {
         }) {
             return false;
         }
-        self.free_vms(migration);
+        self.free_vms(now, migration);
         let drains = migration
             .record
             .moves
@@ -276,10 +298,18 @@ impl Coordinator {
         true
     }
 
-    fn free_vms(&mut self, migration: &Migration) {
+    fn free_vms(&mut self, now: Timestamp, migration: &Migration) {
         for step in &migration.record.moves {
             self.busy.remove(&step.after.vm.name);
         }
+        // Their older locators may have waited for this one.
+        let drained = |id: &&TransactionId| {
+            self.migrations.get(id).is_some_and(|other| {
+                other.phase() == Phase::Draining
+                    && other.record.drain_until.is_none_or(|until| until <= now)
+            })
+        };
+        self.due.extend(self.active.iter().filter(drained));
     }
 
     /// Whether a VM of the migration is in another one, which repoints the old locators.
@@ -409,7 +439,7 @@ impl Coordinator {
         if !connected.is_empty() {
             return false;
         }
-        self.free_vms(migration);
+        self.free_vms(now, migration);
         migration.record.uncleared = silent.into_iter().collect();
         migration.enter(Phase::Aborted, now);
         let mut ops = vec![migration.stored()];
@@ -465,49 +495,6 @@ impl Coordinator {
         migration.record.error = Some(error);
         migration.enter(Phase::Aborting, now);
         out.push(Action::Store(vec![migration.stored()]));
-    }
-
-    fn quarantine_new(&mut self, now: Timestamp, migration: &Migration, ops: &mut Vec<StoreOp>) {
-        let moves = migration.record.moves.iter();
-        let new = moves.flat_map(|step| step.new_locators().iter());
-        self.quarantine(now, new, ops);
-    }
-
-    fn quarantine(
-        &mut self,
-        now: Timestamp,
-        locators: impl Iterator<Item = IpAddr>,
-        ops: &mut Vec<StoreOp>,
-    ) {
-        let quarantine = self
-            .topology
-            .as_ref()
-            .map_or_else(Default::default, |topology| topology.quarantine);
-        let until = now.after(quarantine);
-        for locator in locators {
-            self.quarantined.insert(locator, until);
-            ops.push(StoreOp::PutQuarantined(Quarantined { locator, until }));
-        }
-    }
-
-    /// Locators whose quarantine is over may be given out again.
-    fn end_quarantines(&mut self, now: Timestamp, out: &mut Actions) {
-        let over: Vec<_> = self
-            .quarantined
-            .iter()
-            .filter(|(_, until)| **until <= now)
-            .map(|(locator, _)| *locator)
-            .collect();
-        if over.is_empty() {
-            return;
-        }
-        let mut ops = Vec::new();
-        for locator in over {
-            self.quarantined.remove(&locator);
-            self.used.remove(&locator);
-            ops.push(StoreOp::DeleteQuarantined(locator));
-        }
-        out.push(Action::Store(ops));
     }
 
     /// Forgets the oldest of the migrations that are over, if there are too many.
@@ -587,40 +574,6 @@ impl Coordinator {
             command: command(migration),
         });
         true
-    }
-
-    /// Sets the deadline of the phase that a migration has entered.
-    pub(super) fn set_deadline(&self, migration: &mut Migration, now: Timestamp) {
-        let Config {
-            prepare_deadline,
-            commit_deadline,
-            ..
-        } = self.config;
-        migration.deadline = match (migration.phase(), migration.record.unreachable) {
-            (Phase::Preparing, Unreachable::Abort) => Some(now.after(prepare_deadline)),
-            (Phase::Committing, _) => Some(now.after(commit_deadline)),
-            _ => None,
-        };
-    }
-
-    fn next_deadline(&self, now: Timestamp) -> Option<Timestamp> {
-        let migrations = self
-            .active
-            .iter()
-            .filter_map(|id| self.migrations.get(id))
-            .flat_map(|migration| {
-                let drain = migration
-                    .record
-                    .drain_until
-                    .filter(|_| migration.phase() == Phase::Draining);
-                let retries = migration
-                    .participants
-                    .values()
-                    .filter_map(|participant| participant.retry_at);
-                migration.deadline.into_iter().chain(drain).chain(retries)
-            })
-            .filter(|at| *at > now);
-        migrations.chain(self.quarantined.values().copied()).min()
     }
 
     /// Tells watchers of a migration if it looks different. Of a large group, whose view takes long to

@@ -25,6 +25,16 @@ impl Coordinator {
         request: Request,
         out: &mut Actions,
     ) -> Result<Answer, Refusal> {
+        match &request {
+            Request::AddVms(_) | Request::RemoveVms(_) | Request::Migrate(_) => {}
+            Request::Activate(id) | Request::Abort(id) => {
+                self.due.insert(*id);
+            }
+            Request::ApplyTopology(_)
+            | Request::DrainRouter(_)
+            | Request::UndrainRouter(_)
+            | Request::RemoveRouter(_) => self.all_are_due(),
+        }
         match request {
             Request::ApplyTopology(topology) => self.apply_topology(now, topology, out)?,
             Request::AddVms(vms) => self.add_vms(&vms, out)?,
@@ -253,6 +263,11 @@ impl Coordinator {
         out: &mut Actions,
     ) -> Result<TransactionId, Refusal> {
         let topology = self.topology.as_ref().ok_or(Refusal::NoTopology)?;
+        if self.under_way() >= self.config.under_way {
+            return Err(Refusal::TooMany {
+                limit: self.config.under_way,
+            });
+        }
         let mut wanted: Vec<(VmState, SegmentName)> = Vec::with_capacity(request.moves.len());
         for (name, segment) in request.moves {
             self.check_idle(&name)?;
@@ -293,6 +308,7 @@ impl Coordinator {
             stage: 0,
             changed: true,
             told: None,
+            alarm: None,
         };
         migration.enter(Phase::Preparing, now);
         self.set_deadline(&mut migration, now);
@@ -302,7 +318,14 @@ impl Coordinator {
         ]));
         self.migrations.insert(id, migration);
         self.active.insert(id);
+        self.due.insert(id);
         Ok(id)
+    }
+
+    /// Migrations that hold a slot on routers, or wait for one.
+    fn under_way(&self) -> usize {
+        let active = self.active.iter().filter_map(|id| self.migrations.get(id));
+        active.filter(|migration| migration.is_busy()).count()
     }
 
     fn activate(&mut self, id: TransactionId, out: &mut Actions) -> Result<(), Refusal> {

@@ -63,6 +63,8 @@ pub enum RefusalKind {
     NotFound,
     /// It cannot be done in this state.
     Refused,
+    /// There is too much to do: it can be done later.
+    Exhausted,
 }
 
 /// Why a request was refused. Nothing has changed.
@@ -94,6 +96,15 @@ pub enum Refusal {
         migration: TransactionId,
         /// Where that stands.
         phase: Phase,
+    },
+    /// So many migrations are under way that no other can begin.
+    #[error(
+        "{limit} migrations are under way or wait, which is the most that there can be; try again when \
+         some of them are done, see `natmig migration list`"
+    )]
+    TooMany {
+        /// The most that there can be.
+        limit: usize,
     },
     /// A VM cannot be added.
     #[error("VM {vm} cannot be added: {problem}")]
@@ -150,6 +161,7 @@ impl Refusal {
                 RefusalKind::NotFound
             }
             Self::Plan(error) => error.kind(),
+            Self::TooMany { .. } => RefusalKind::Exhausted,
             Self::InvalidVm { .. } => RefusalKind::Invalid,
             Self::NoTopology
             | Self::Busy { .. }

@@ -59,6 +59,7 @@ impl Coordinator {
         let mut connection = Connection {
             id,
             sync: Sync::Idle,
+            heard: now,
             held: report
                 .held
                 .into_iter()
@@ -504,6 +505,7 @@ impl Coordinator {
         else {
             return;
         };
+        connection.heard = now;
         let settling = match &mut connection.sync {
             Sync::Idle => return,
             Sync::Settled => false,
@@ -511,6 +513,8 @@ impl Coordinator {
             Sync::Replacing(version) => command == CommandRef::Replace(*version),
         };
         if settling {
+            // Whatever waits for this router may go on.
+            self.all_are_due();
             if let Some(failure) = failure {
                 let reason = match failure {
                     Failure::UnknownTransaction => "the transaction is unknown".to_owned(),
@@ -534,6 +538,7 @@ impl Coordinator {
             | CommandRef::Abort(id)
             | CommandRef::Fold(id)
             | CommandRef::Retire(id) => {
+                self.due.insert(id);
                 self.migration_reply(now, name, id, command, reply, failure, out);
             }
             CommandRef::SetPools | CommandRef::Attach => {

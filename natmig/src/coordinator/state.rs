@@ -29,6 +29,8 @@ pub(super) struct Router {
 pub(super) struct Connection {
     pub(super) id: ConnectionId,
     pub(super) sync: Sync,
+    /// When it was last heard.
+    pub(super) heard: Timestamp,
     /// Transactions that it reported and that go on.
     pub(super) held: BTreeMap<TransactionId, HeldState>,
     /// Digest of the table that it reported.
@@ -69,6 +71,8 @@ pub(super) struct Migration {
     pub(super) stage: usize,
     /// Whether its view changed since watchers were told.
     pub(super) changed: bool,
+    /// When it goes on, if it waits for a time: the element of `alarms` that counts.
+    pub(super) alarm: Option<Timestamp>,
     /// The phase that watchers were told last.
     pub(super) told: Option<Phase>,
     /// The VMs whose announcements the decision waits for.

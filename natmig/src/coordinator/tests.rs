@@ -2,5 +2,6 @@
 
 mod announced;
 mod cases;
+mod queue;
 mod random;
 mod world;

@@ -26,6 +26,7 @@ impl From<Refusal> for tonic::Status {
             RefusalKind::Invalid => Self::invalid_argument(message),
             RefusalKind::NotFound => Self::not_found(message),
             RefusalKind::Refused => Self::failed_precondition(message),
+            RefusalKind::Exhausted => Self::resource_exhausted(message),
         }
     }
 }
