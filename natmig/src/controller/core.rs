@@ -3,12 +3,17 @@
 //!
 //! Invariants:
 //! - an action is carried out only when every store before it is durable. When the store fails the
-//!   core ends, because the machine is ahead of what is stored;
+//!   core ends, because the machine is ahead of what is stored. Of inputs that wait together, the
+//!   machine hears one after the other, and what it wants stored is made durable at once: a disk is
+//!   asked as often for a thousand migrations at once as for a few one after the other;
+//! - nobody is shown a state that is not durable;
 //! - nothing is sent while the leadership is not sure to last;
 //! - the machine hears of a router only when that router keeps this leadership's term, and after the
 //!   store was asked, later than the router connected, whether this leadership lasts. So whatever the
 //!   machine decides, no controller before it can reach its participants, and a router gets its whole
 //!   table from no one but the leader.
+
+mod handle;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,11 +29,12 @@ use tokio::{
 };
 use tonic::Status;
 
+pub(super) use self::handle::{Connection, Handle, Input};
 use crate::{
     audit::{Asked, AuditLog, AuditOutcome, AuditRecord},
     coordinator::{
-        Action, Announced, Answer, CommandRef, Config, ConnectionId, Coordinator, Event,
-        MigrationView, Refusal, Report, Request, StoreOp, Timestamp,
+        Action, Answer, CommandRef, Config, ConnectionId, Coordinator, Event, MigrationView,
+        Refusal, Report, StoreOp, Timestamp,
     },
     names::RouterName,
     proto::{Command, Hello, Order, Outcome, Reply},
@@ -42,138 +48,13 @@ const QUEUE: usize = 4096;
 const UPDATES: usize = 1024;
 
 /// Commands that may wait for a router's connection; a router that is further behind is
-/// disconnected, and brought up to date when it connects again.
-pub(super) const COMMANDS: usize = 1024;
+/// disconnected, and brought up to date when it connects again. Of each migration it is told one
+/// thing at a time, so that this is room for all that may be under way and for as many to retire.
+pub(super) const COMMANDS: usize = 4096;
 
-/// What the session's task is given to send.
-pub(super) type Outgoing = Result<Command, Status>;
-
-/// An agent's connection, as the core holds it. When the core drops it, the session ends.
-#[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) id: ConnectionId,
-    pub(super) commands: mpsc::Sender<Outgoing>,
-    /// Dropped with the connection: tells the reading task to end.
-    pub(super) _alive: oneshot::Sender<()>,
-}
-
-/// A look at the machine's state.
-type Query = Box<dyn FnOnce(&Coordinator) + Send>;
-
-/// What comes to the core.
-pub(super) enum Input {
-    Connected {
-        hello: Box<Hello>,
-        connection: Connection,
-    },
-    Reply {
-        router: RouterName,
-        connection: ConnectionId,
-        reply: Reply,
-    },
-    Announced {
-        router: RouterName,
-        connection: ConnectionId,
-        announced: Announced,
-    },
-    Disconnected {
-        router: RouterName,
-        connection: ConnectionId,
-    },
-    Request {
-        request: Box<Request>,
-        asked: Asked,
-        answer: oneshot::Sender<Result<Answer, Refusal>>,
-    },
-    /// Something that did not get as far as the machine.
-    Turned {
-        asked: Asked,
-        outcome: AuditOutcome,
-    },
-    Audit {
-        since: Timestamp,
-        limit: usize,
-        answer: oneshot::Sender<Vec<AuditRecord>>,
-    },
-    Query(Query),
-    Shutdown,
-}
-
-/// How the services reach the core.
-#[derive(Clone, Debug)]
-pub(super) struct Handle {
-    inputs: mpsc::Sender<Input>,
-    updates: broadcast::WeakSender<Arc<MigrationView>>,
-    /// Term of this controller's leadership.
-    pub(super) term: u64,
-}
-
-/// The core has ended.
-fn ended() -> Status {
-    Status::unavailable("the controller is ending, or does not lead any longer")
-}
-
-impl Handle {
-    pub(super) async fn tell(&self, input: Input) -> Result<(), Status> {
-        self.inputs.send(input).await.map_err(|_| ended())
-    }
-
-    /// Asks the machine to do something; what is answered is durable.
-    pub(super) async fn request(&self, asked: Asked, request: Request) -> Result<Answer, Status> {
-        let (answer, outcome) = oneshot::channel();
-        self.tell(Input::Request {
-            request: Box::new(request),
-            asked,
-            answer,
-        })
-        .await?;
-        Ok(outcome.await.map_err(|_| ended())??)
-    }
-
-    /// Has something noted in the audit log that did not get as far as the machine, unless more is
-    /// under way than the core keeps up with.
-    pub(super) fn note(&self, asked: Asked, outcome: AuditOutcome) {
-        if let Err(error) = self.inputs.try_send(Input::Turned { asked, outcome }) {
-            tracing::warn!("not in the audit log: {error}");
-        }
-    }
-
-    /// The newest audit records from a time on.
-    pub(super) async fn audit(
-        &self,
-        since: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<AuditRecord>, Status> {
-        let (answer, records) = oneshot::channel();
-        let input = Input::Audit {
-            since,
-            limit,
-            answer,
-        };
-        self.tell(input).await?;
-        records.await.map_err(|_| ended())
-    }
-
-    /// Looks at the machine's state.
-    pub(super) async fn query<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Coordinator) -> T + Send + 'static,
-    ) -> Result<T, Status> {
-        let (answer, outcome) = oneshot::channel();
-        let query = Box::new(move |coordinator: &Coordinator| {
-            if answer.send(look(coordinator)).is_err() {
-                tracing::debug!("nobody waits for the answer any longer");
-            }
-        });
-        self.tell(Input::Query(query)).await?;
-        outcome.await.map_err(|_| ended())
-    }
-
-    /// Every change of every migration from here on.
-    pub(super) fn watch(&self) -> Result<broadcast::Receiver<Arc<MigrationView>>, Status> {
-        Ok(self.updates.upgrade().ok_or_else(ended)?.subscribe())
-    }
-}
+/// Inputs that are taken together at most, and changes of the store after which no more are: etcd
+/// takes about a hundred at once.
+const TOGETHER: (usize, usize) = (256, 64);
 
 /// The running thread, and how it ended.
 #[derive(Debug)]
@@ -222,6 +103,8 @@ pub(super) fn start(
                 sessions: HashMap::new(),
                 updates,
                 wake: None,
+                todo: VecDeque::new(),
+                changes: 0,
                 lost: VecDeque::new(),
                 confirmed: clock.start,
             };
@@ -285,6 +168,16 @@ struct Session {
     report: Option<Report>,
 }
 
+/// What remains to be done about the inputs that were taken.
+enum Todo {
+    Act(Action),
+    /// What was asked for is durable when this is carried out.
+    Answer(
+        oneshot::Sender<Result<Answer, Refusal>>,
+        Result<Answer, Refusal>,
+    ),
+}
+
 struct Core {
     coordinator: Coordinator,
     store: Box<dyn Store>,
@@ -294,6 +187,10 @@ struct Core {
     sessions: HashMap<RouterName, Session>,
     updates: broadcast::Sender<Arc<MigrationView>>,
     wake: Option<Instant>,
+    /// In order.
+    todo: VecDeque<Todo>,
+    /// Changes of the store among it.
+    changes: usize,
     /// Connections that the core gave up, of which the machine has yet to hear.
     lost: VecDeque<(RouterName, ConnectionId)>,
     /// When the store was last asked whether this leadership lasts, and said so.
@@ -306,34 +203,52 @@ impl Core {
         actions: Vec<Action>,
         mut queue: mpsc::Receiver<Input>,
     ) -> Result<(), StoreError> {
-        self.execute(actions)?;
+        self.execute(actions);
+        self.carry_out()?;
         loop {
             let input = match self.wake {
                 None => queue.recv().await,
                 Some(at) => {
                     let Ok(input) = timeout_at(at.into(), queue.recv()).await else {
                         self.wake = None;
-                        self.happened(Event::Tick)?;
+                        self.happened(Event::Tick);
+                        self.carry_out()?;
                         continue;
                     };
                     input
                 }
             };
-            match input {
-                None | Some(Input::Shutdown) => return Ok(()),
-                Some(input) => self.take(input)?,
+            let mut next = input;
+            let mut taken = 0;
+            loop {
+                match next {
+                    None | Some(Input::Shutdown) => {
+                        self.carry_out()?;
+                        return Ok(());
+                    }
+                    Some(input) => self.take(input)?,
+                }
+                taken += 1;
+                if taken >= TOGETHER.0 || self.changes >= TOGETHER.1 {
+                    break;
+                }
+                match queue.try_recv() {
+                    Ok(input) => next = Some(input),
+                    Err(_) => break,
+                }
             }
+            self.carry_out()?;
         }
     }
 
     fn take(&mut self, input: Input) -> Result<(), StoreError> {
         match input {
-            Input::Connected { hello, connection } => self.connected(&hello, connection),
+            Input::Connected { hello, connection } => self.connected(&hello, connection)?,
             Input::Reply {
                 router,
                 connection,
                 reply,
-            } => self.replied(router, connection, reply),
+            } => self.replied(router, connection, reply)?,
             Input::Announced {
                 router,
                 connection,
@@ -344,15 +259,14 @@ impl Core {
                     router,
                     connection,
                     announced,
-                })
+                });
             }
             Input::Disconnected { router, connection } => {
                 if self.is_current(&router, connection) {
                     tracing::warn!(%router, "disconnected");
                     self.sessions.remove(&router);
-                    self.happened(Event::RouterDisconnected { router, connection })?;
+                    self.happened(Event::RouterDisconnected { router, connection });
                 }
-                Ok(())
             }
             Input::Request {
                 request,
@@ -371,32 +285,31 @@ impl Core {
                 };
                 let record = self.record(asked, noted);
                 store_with(&mut actions, record);
-                self.execute(actions)?;
-                if answer.send(outcome).is_err() {
-                    tracing::debug!("nobody waits for the answer any longer");
-                }
-                Ok(())
+                self.execute(actions);
+                self.todo.push_back(Todo::Answer(answer, outcome));
             }
             Input::Turned { asked, outcome } => {
                 let record = self.record(asked, outcome);
-                self.execute(vec![Action::Store(vec![record])])
+                self.execute(vec![Action::Store(vec![record])]);
             }
             Input::Audit {
                 since,
                 limit,
                 answer,
             } => {
+                // What is shown is durable.
+                self.carry_out()?;
                 if answer.send(self.audit.since(since, limit)).is_err() {
                     tracing::debug!("nobody waits for the answer any longer");
                 }
-                Ok(())
             }
             Input::Query(look) => {
+                self.carry_out()?;
                 look(&self.coordinator);
-                Ok(())
             }
-            Input::Shutdown => Ok(()),
+            Input::Shutdown => {}
         }
+        Ok(())
     }
 
     /// Notes what was asked for; what is returned is to be stored.
@@ -438,10 +351,11 @@ impl Core {
             self.happened(Event::RouterDisconnected {
                 router: router.clone(),
                 connection: older.connection.id,
-            })?;
+            });
         }
         self.send(&router, id, Order::Welcome, None)?;
-        self.tell_lost()
+        self.tell_lost();
+        Ok(())
     }
 
     /// A router keeps this leadership's term: no controller before can reach it any longer.
@@ -461,7 +375,8 @@ impl Core {
             router,
             connection,
             report,
-        })
+        });
+        Ok(())
     }
 
     fn replied(
@@ -484,7 +399,8 @@ impl Core {
                     own = self.term,
                     "another controller leads: this one's commands are refused"
                 );
-                return self.give_up(&router, connection, "another controller leads");
+                self.give_up(&router, connection, "another controller leads");
+                return Ok(());
             }
             (Some((sequence, _)), _) if sequence != reply.sequence => None,
             (Some((_, None)), Outcome::Done) => return self.welcomed(router, connection),
@@ -499,17 +415,13 @@ impl Core {
             }),
             None => self.give_up(&router, connection, "the reply fits no command"),
         }
+        Ok(())
     }
 
     /// Ends a session from this side.
-    fn give_up(
-        &mut self,
-        router: &RouterName,
-        connection: ConnectionId,
-        why: &str,
-    ) -> Result<(), StoreError> {
+    fn give_up(&mut self, router: &RouterName, connection: ConnectionId, why: &str) {
         self.drop_session(router, connection, why);
-        self.tell_lost()
+        self.tell_lost();
     }
 
     fn drop_session(&mut self, router: &RouterName, connection: ConnectionId, why: &str) {
@@ -522,60 +434,100 @@ impl Core {
         }
     }
 
-    /// Tells the machine of sessions that ended while its actions were carried out.
-    fn tell_lost(&mut self) -> Result<(), StoreError> {
+    /// Tells the machine of sessions that the core ended.
+    fn tell_lost(&mut self) {
         while let Some((router, connection)) = self.lost.pop_front() {
-            let event = Event::RouterDisconnected { router, connection };
-            let actions = self.coordinator.handle(self.clock.now(), event);
-            self.carry_out(actions)?;
+            self.happened(Event::RouterDisconnected { router, connection });
+        }
+    }
+
+    fn happened(&mut self, event: Event) {
+        let actions = self.coordinator.handle(self.clock.now(), event);
+        self.execute(actions);
+    }
+
+    /// Has actions carried out with those of the other inputs that are taken together.
+    fn execute(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            if let Action::Store(ops) = &action {
+                self.changes += ops.len();
+            }
+            self.todo.push_back(Todo::Act(action));
+        }
+    }
+
+    /// Does what remains to be done. At the first change of the store all that follow are made
+    /// durable with it: they stem from inputs that came before anything of this was done.
+    fn carry_out(&mut self) -> Result<(), StoreError> {
+        while !self.todo.is_empty() {
+            self.changes = 0;
+            let mut todo = std::mem::take(&mut self.todo);
+            while let Some(next) = todo.pop_front() {
+                match next {
+                    // It was made durable with one before it.
+                    Todo::Act(Action::Store(ops)) if ops.is_empty() => {}
+                    Todo::Act(Action::Store(mut ops)) => {
+                        for later in &mut todo {
+                            if let Todo::Act(Action::Store(later)) = later {
+                                ops.append(later);
+                            }
+                        }
+                        self.make_durable(&ops)?;
+                    }
+                    Todo::Act(action) => self.act(action)?,
+                    Todo::Answer(answer, outcome) => {
+                        if answer.send(outcome).is_err() {
+                            tracing::debug!("nobody waits for the answer any longer");
+                        }
+                    }
+                }
+            }
+            self.tell_lost();
         }
         Ok(())
     }
 
-    fn happened(&mut self, event: Event) -> Result<(), StoreError> {
-        let actions = self.coordinator.handle(self.clock.now(), event);
-        self.execute(actions)
-    }
-
-    fn execute(&mut self, actions: Vec<Action>) -> Result<(), StoreError> {
-        self.carry_out(actions)?;
-        self.tell_lost()
-    }
-
-    fn carry_out(&mut self, actions: Vec<Action>) -> Result<(), StoreError> {
-        for action in actions {
-            match action {
-                Action::Store(ops) => {
-                    let begun = Instant::now();
-                    self.store.apply(&ops)?;
-                    tracing::debug!(changes = ops.len(), took = ?begun.elapsed(), "stored");
-                }
-                Action::Send {
-                    router,
+    fn act(&mut self, action: Action) -> Result<(), StoreError> {
+        match action {
+            Action::Store(ops) => self.make_durable(&ops),
+            Action::Send {
+                router,
+                connection,
+                command,
+            } => {
+                let reference = command.reference();
+                self.send(
+                    &router,
                     connection,
-                    command,
-                } => {
-                    let reference = command.reference();
-                    self.send(
-                        &router,
-                        connection,
-                        Order::Command(command),
-                        Some(reference),
-                    )?;
-                }
-                Action::Disconnect {
-                    router,
-                    connection,
-                    reason,
-                } => self.drop_session(&router, connection, &reason),
-                Action::Update(view) => {
-                    tracing::debug!(migration = %view.id, phase = %view.phase, "update");
-                    // An error means that nobody watches.
-                    self.updates.send(Arc::from(view)).ok();
-                }
-                Action::Wake(at) => self.wake = Some(self.clock.instant(at)),
+                    Order::Command(command),
+                    Some(reference),
+                )
+            }
+            Action::Disconnect {
+                router,
+                connection,
+                reason,
+            } => {
+                self.drop_session(&router, connection, &reason);
+                Ok(())
+            }
+            Action::Update(view) => {
+                tracing::debug!(migration = %view.id, phase = %view.phase, "update");
+                // An error means that nobody watches.
+                self.updates.send(Arc::from(view)).ok();
+                Ok(())
+            }
+            Action::Wake(at) => {
+                self.wake = Some(self.clock.instant(at));
+                Ok(())
             }
         }
+    }
+
+    fn make_durable(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        self.store.apply(ops)?;
+        tracing::debug!(changes = ops.len(), took = ?begun.elapsed(), "stored");
         Ok(())
     }
 
