@@ -105,6 +105,16 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether it was started and not killed since.
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Its process, while it was started and not killed since.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Asks it to end, and kills it if it does not within `patience`.
     pub fn stop(&mut self, patience: Duration) -> Result<()> {
         if let Some(child) = &mut self.child {

@@ -1,21 +1,22 @@
 //! A running lab: the network, natmig's daemons in it, and migrations as an orchestrator does them.
 
+mod setup;
+
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::{
-    mount::{MsFlags, mount},
-    sys::signal::Signal,
-};
+use nix::sys::signal::Signal;
+
+pub use self::setup::{Setup, Store};
 
 use crate::{
     account::Window,
+    api::Api,
     client::Client,
     clock,
     daemon::Daemon,
@@ -27,16 +28,41 @@ use crate::{
 };
 
 const BPFFS: &str = "/sys/fs/bpf";
-const PORT: u16 = 7400;
 /// A program that was started has done its work by then, on a busy machine too.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// natmig's daemons.
 #[derive(Debug)]
 struct Daemons {
-    controller: Daemon,
-    agents: BTreeMap<String, Daemon>,
+    /// By name: members of etcd, if natmig's state is there, controllers and agents.
+    running: BTreeMap<String, Daemon>,
+    /// Where each controller answers this machine.
+    sockets: Vec<PathBuf>,
     client: Client,
+}
+
+impl Daemons {
+    /// An error if one ended by itself.
+    fn check(&mut self) -> Result<()> {
+        self.running.values_mut().try_for_each(Daemon::check)
+    }
+
+    /// Asks a controller that may not lead yet.
+    fn insist(&mut self, arguments: &[&str]) -> Result<String> {
+        let mut refused = None;
+        let waited = run::wait_for("an answer of the controller", PATIENCE, || {
+            self.check()?;
+            Ok(self
+                .client
+                .ask(arguments)
+                .map_err(|error| refused = Some(error))
+                .ok())
+        });
+        match refused {
+            Some(refused) => waited.with_context(|| format!("lately: {refused:#}")),
+            None => waited,
+        }
+    }
 }
 
 /// A running lab. Everything is gone when it is dropped.
@@ -63,50 +89,56 @@ impl Lab {
     /// Builds the network and starts natmig in it: the controller, an agent on every router. Returns
     /// when all routers are connected and all VMs known.
     pub fn start(topology: Topology, natmig: &Path) -> Result<Self> {
+        Self::start_with(topology, natmig, &Setup::default())
+    }
+
+    /// Like [`Self::start`], with natmig set up as asked for.
+    pub fn start_with(topology: Topology, natmig: &Path, setup: &Setup) -> Result<Self> {
         let mut lab = Self::plain(topology)?;
-        let started = lab.start_daemons(natmig);
+        let started = lab.start_daemons(natmig, setup);
         started.inspect_err(|_| lab.print_logs())?;
         Ok(lab)
     }
 
-    fn start_daemons(&mut self, natmig: &Path) -> Result<()> {
-        mount_bpffs()?;
+    fn start_daemons(&mut self, natmig: &Path, setup: &Setup) -> Result<()> {
+        setup::mount_bpffs()?;
         let directory = self.run.directory().to_owned();
-        let socket = directory.join("controller.sock");
         let (management, address) = self.network.management()?;
-        let endpoint = format!("{address}:{PORT}");
         let pki = Pki::create(natmig, &directory)?;
-        let config = directory.join("controller.toml");
-        let (socket_path, store) = (socket.display(), directory.join("controller.redb"));
-        fs::write(
-            &config,
-            format!(
-                "listen = \"{endpoint}\"\nsocket = \"{socket_path}\"\nstore = \"{}\"\n[tls]\n{}",
-                store.display(),
-                pki.controller("controller", address.into())?
-            ),
-        )?;
-        let controller = Daemon::start(
-            &self.run,
-            "controller",
-            management,
-            natmig,
-            &["controller", "--config", path(&config)?],
-        )?;
-        let client = Client::new(natmig, &socket);
+        let first = setup::socket(&directory, 0);
         let daemons = self.daemons.insert(Daemons {
-            controller,
-            agents: BTreeMap::new(),
-            client,
+            running: BTreeMap::new(),
+            sockets: Vec::new(),
+            client: Client::new(natmig, &first),
         });
-        run::wait_for("the controller", PATIENCE, || {
-            daemons.controller.check()?;
-            Ok(socket.exists().then_some(()))
-        })?;
+        for (name, arguments) in setup.members(&directory, address) {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let program = Path::new("etcd");
+            let member = Daemon::start(&self.run, &name, management, program, &arguments)
+                .context("the lab needs etcd (Debian: etcd-server)")?;
+            daemons.running.insert(name, member);
+        }
+        // The first one leads, and has the inventory before the others come.
+        let mut controllers = setup.controllers(&directory, address, &pki)?.into_iter();
+        let start = |daemons: &mut Daemons, name: String, text: String, socket: PathBuf| {
+            let config = directory.join(format!("{name}.toml"));
+            fs::write(&config, text)?;
+            let arguments = ["controller", "--config", path(&config)?];
+            let controller = Daemon::start(&self.run, &name, management, natmig, &arguments)?;
+            daemons.running.insert(name.clone(), controller);
+            daemons.sockets.push(socket.clone());
+            run::wait_for(&name, PATIENCE, || {
+                daemons.check()?;
+                Ok(socket.exists().then_some(()))
+            })
+        };
+        if let Some((name, text, socket)) = controllers.next() {
+            start(daemons, name, text, socket)?;
+        }
         let topology = self.network.topology();
         let file = directory.join("topology.toml");
-        fs::write(&file, natmig_topology(topology)?)?;
-        daemons.client.ask(&["topology", "apply", path(&file)?])?;
+        fs::write(&file, setup::natmig_topology(topology)?)?;
+        daemons.insist(&["topology", "apply", path(&file)?])?;
         for vm in &topology.vms {
             let mac = Topology::mac(vm.address);
             let identities: Vec<String> = vm.identities().map(|it| it.to_string()).collect();
@@ -124,20 +156,16 @@ impl Lab {
             }
             daemons.client.ask(&arguments)?;
         }
+        for (name, text, socket) in controllers {
+            start(daemons, name, text, socket)?;
+        }
+        let state = directory.join("state");
+        fs::create_dir_all(&state)?;
         for router in &topology.routers {
             let config = directory.join(format!("{}.toml", router.name));
-            fs::write(
-                &config,
-                router_config(
-                    topology,
-                    &router.name,
-                    &self.run.instance(&router.name),
-                    &endpoint,
-                    &pki.agent(&router.name)?,
-                )?,
-            )?;
-            let state = directory.join("state");
-            fs::create_dir_all(&state)?;
+            let instance = self.run.instance(&router.name);
+            let text = setup.agent(topology, &router.name, &instance, address, &pki)?;
+            fs::write(&config, text)?;
             let arguments = [
                 "agent",
                 "--config",
@@ -152,7 +180,7 @@ impl Lab {
                 natmig,
                 &arguments,
             )?;
-            daemons.agents.insert(router.name.clone(), agent);
+            daemons.running.insert(router.name.clone(), agent);
         }
         self.wait_connected()
     }
@@ -166,8 +194,7 @@ impl Lab {
             .context("natmig does not run in this lab")?;
         let mut silent = None;
         let waited = run::wait_for("all routers' connections", PATIENCE, || {
-            daemons.controller.check()?;
-            daemons.agents.values_mut().try_for_each(Daemon::check)?;
+            daemons.check()?;
             // A controller that has just been started does not answer yet.
             match daemons.client.connected() {
                 Ok(connected) => Ok((connected.len() == routers).then_some(())),
@@ -202,22 +229,25 @@ impl Lab {
             .client)
     }
 
+    /// A connection to the controller, whose calls take no longer than `timeout`.
+    pub fn api(&self, timeout: Duration) -> Result<Api> {
+        let daemons = self.daemons.as_ref();
+        let daemons = daemons.context("natmig does not run in this lab")?;
+        Api::connect(&daemons.sockets, timeout)
+    }
+
     fn daemon(&mut self, name: &str) -> Result<(&mut Daemon, &Run)> {
         let daemons = self
             .daemons
             .as_mut()
             .context("natmig does not run in this lab")?;
-        let daemon = match name {
-            "controller" => &mut daemons.controller,
-            router => daemons
-                .agents
-                .get_mut(router)
-                .with_context(|| format!("no agent on {router}"))?,
-        };
+        let daemon = daemons.running.get_mut(name);
+        let daemon = daemon.with_context(|| format!("no daemon {name} in the lab"))?;
         Ok((daemon, &self.run))
     }
 
-    /// Kills `controller`, or a router's agent, with SIGKILL.
+    /// Kills a controller (`controller`, `controller2`, ...), a router's agent (by the router's name) or
+    /// a member of etcd (`etcd1`, ...), with SIGKILL.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         self.daemon(name)?.0.kill()
     }
@@ -246,6 +276,21 @@ impl Lab {
             .with_context(|| format!("{} does not run", daemon.name()))
     }
 
+    /// Starts what is not running and lets everything go on that was stopped.
+    pub fn revive(&mut self) -> Result<()> {
+        let Some(daemons) = &mut self.daemons else {
+            return Ok(());
+        };
+        for daemon in daemons.running.values_mut() {
+            if daemon.is_started() {
+                daemon.signal(Signal::SIGCONT)?;
+            } else {
+                daemon.restart(&self.run)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A daemon's log.
     pub fn log(&mut self, name: &str) -> Result<PathBuf> {
         Ok(self.daemon(name)?.0.log().to_owned())
@@ -271,11 +316,22 @@ impl Lab {
 
     /// An error if a daemon ended by itself.
     pub fn check(&mut self) -> Result<()> {
-        let Some(daemons) = &mut self.daemons else {
-            return Ok(());
-        };
-        daemons.controller.check()?;
-        daemons.agents.values_mut().try_for_each(Daemon::check)
+        self.daemons.as_mut().map_or(Ok(()), Daemons::check)
+    }
+
+    /// Names of controllers, and of the members of etcd if natmig's state is there.
+    pub fn control_plane(&self) -> Vec<&str> {
+        let daemons = self.daemons.iter().flat_map(|it| it.running.keys());
+        let routers = self.network.topology();
+        daemons
+            .map(String::as_str)
+            .filter(|name| routers.router(name).is_none())
+            .collect()
+    }
+
+    /// Process of a daemon that runs.
+    pub fn process(&self, name: &str) -> Option<u32> {
+        self.daemons.as_ref()?.running.get(name)?.process()
     }
 
     /// Starts another program in a node, which ends with its value; what it says goes to
@@ -313,7 +369,7 @@ impl Lab {
     /// Prints the ends of the daemons' logs, for a run that failed.
     pub fn print_logs(&self) {
         let Some(daemons) = &self.daemons else { return };
-        for daemon in std::iter::once(&daemons.controller).chain(daemons.agents.values()) {
+        for daemon in daemons.running.values() {
             let text = fs::read_to_string(daemon.log()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("--- {}", daemon.name());
@@ -467,100 +523,6 @@ impl Lab {
 fn path(path: &Path) -> Result<&str> {
     path.to_str()
         .with_context(|| format!("{}: not UTF-8", path.display()))
-}
-
-fn mount_bpffs() -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-    let mounted = mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == Some(BPFFS));
-    if !mounted {
-        fs::create_dir_all(BPFFS)?;
-        mount(
-            Some("bpf"),
-            BPFFS,
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("cannot mount the BPF file system on {BPFFS}"))?;
-    }
-    Ok(())
-}
-
-/// natmig's own topology file.
-fn natmig_topology(topology: &Topology) -> Result<String> {
-    let mut text = format!(
-        "drain = {:?}\nquarantine = {:?}\n",
-        topology.drain, topology.quarantine
-    );
-    for router in &topology.routers {
-        writeln!(
-            text,
-            "[[router]]\nname = {:?}\ntier = {:?}",
-            router.name,
-            router.tier.as_str()
-        )?;
-    }
-    for segment in &topology.segments {
-        writeln!(
-            text,
-            "[[segment]]\nname = {:?}\nprefix = \"{}\"\ngateway = \"{}\"\npool = \"{}\"\nrouters = {:?}",
-            segment.name, segment.prefix, segment.gateway, segment.pool, segment.routers
-        )?;
-        if let (Some(prefix), Some(gateway), Some(pool)) =
-            (segment.prefix_ipv6, segment.gateway_ipv6, segment.pool_ipv6)
-        {
-            writeln!(
-                text,
-                "prefix_ipv6 = \"{prefix}\"\ngateway_ipv6 = \"{gateway}\"\npool_ipv6 = \"{pool}\""
-            )?;
-        }
-    }
-    Ok(text)
-}
-
-/// Configuration of a router's agent.
-fn router_config(
-    topology: &Topology,
-    router: &str,
-    instance: &str,
-    endpoint: &str,
-    certificate: &str,
-) -> Result<String> {
-    let mut text = format!("router = {router:?}\ninstance = {instance:?}\nmax_addresses = 16384\n");
-    for segment in topology
-        .segments
-        .iter()
-        .filter(|segment| segment.routers.iter().any(|name| name == router))
-    {
-        writeln!(
-            text,
-            "[[interface]]\nname = {:?}\nrole = \"access\"\nsegment = {:?}\nprefix = \"{}\"\ngateway = \"{}\"",
-            segment.name, segment.name, segment.prefix, segment.gateway
-        )?;
-        if let (Some(prefix), Some(gateway)) = (segment.prefix_ipv6, segment.gateway_ipv6) {
-            writeln!(
-                text,
-                "prefix_ipv6 = \"{prefix}\"\ngateway_ipv6 = \"{gateway}\""
-            )?;
-        }
-    }
-    for link in topology.routed_links() {
-        for end in link.ends.iter().filter(|end| end.node == router) {
-            let role = if link.external { "external" } else { "fabric" };
-            writeln!(
-                text,
-                "[[interface]]\nname = {:?}\nrole = {role:?}",
-                end.interface
-            )?;
-        }
-    }
-    writeln!(
-        text,
-        "[controller]\nendpoints = [\"https://{endpoint}\"]\n{certificate}"
-    )?;
-    Ok(text)
 }
 
 /// The `natmig` program: as asked for, or beside this one.

@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod account;
+pub mod api;
 pub mod capture;
 pub mod client;
 pub mod clock;

@@ -28,6 +28,9 @@ const MANAGEMENT: &str = "mgmt";
 /// Its addresses; the controller has the first one.
 const MANAGEMENT_NET: [u8; 3] = [198, 18, 0];
 
+/// For how long neighbours are trusted, in milliseconds: longer than any run.
+const NEIGHBOR_TRUST: &str = "1000000000";
+
 /// A network of namespaces.
 #[derive(Debug)]
 pub struct Network {
@@ -405,27 +408,83 @@ impl Network {
             .with_context(|| format!("no link {a} – {b}"))
     }
 
-    fn set_link(&mut self, a: &str, b: &str, live: bool) -> Result<()> {
-        let index = self.link(a, b)?;
-        self.live[index] = live;
+    fn set_links(&mut self, links: &[usize], live: bool) -> Result<()> {
         let state = if live { "up" } else { "down" };
-        for end in &self.links[index].ends {
-            ip(
-                Some(self.node(&end.node)?),
-                &format!("link set {} {state}\n", end.interface),
-            )?;
+        let mut lines = Lines::default();
+        for &index in links {
+            self.live[index] = live;
+            for end in &self.links[index].ends {
+                lines.add(
+                    &end.node,
+                    format_args!("link set {} {state}", end.interface),
+                );
+            }
         }
-        self.reroute(&[a, b])
+        for (node, lines) in &lines.0 {
+            ip(Some(self.node(node)?), lines)?;
+        }
+        let touched: Vec<&str> = lines.0.keys().map(String::as_str).collect();
+        self.reroute(&touched)
     }
 
     /// Cuts a link between two routers, as if the cable were pulled, then routes around it.
     pub fn cut_link(&mut self, a: &str, b: &str) -> Result<()> {
-        self.set_link(a, b, false)
+        self.set_links(&[self.link(a, b)?], false)
     }
 
     /// Brings a link back.
     pub fn restore_link(&mut self, a: &str, b: &str) -> Result<()> {
-        self.set_link(a, b, true)
+        self.set_links(&[self.link(a, b)?], true)
+    }
+
+    fn links_of(&self, router: &str) -> Vec<usize> {
+        let is_its = |link: &RoutedLink| link.ends.iter().any(|end| end.node == router);
+        (0..self.links.len())
+            .filter(|&index| is_its(&self.links[index]))
+            .collect()
+    }
+
+    /// Cuts all routed links of a router, then routes around it.
+    pub fn isolate(&mut self, router: &str) -> Result<()> {
+        self.set_links(&self.links_of(router), false)
+    }
+
+    /// Brings all routed links of a router back.
+    pub fn rejoin(&mut self, router: &str) -> Result<()> {
+        self.set_links(&self.links_of(router), true)
+    }
+
+    /// Brings all links back that are cut.
+    pub fn restore_all(&mut self) -> Result<()> {
+        let is_cut = |index: &usize| !self.live[*index];
+        let cut: Vec<usize> = (0..self.links.len()).filter(is_cut).collect();
+        self.set_links(&cut, true)
+    }
+
+    /// Lets nobody doubt whether his neighbours are still there. A guest that is paused for seconds
+    /// asks for nobody meanwhile, but one that is unplugged here goes on: when its neighbours' entries
+    /// have failed, it asks again only once a second, and so do they.
+    pub fn trust_neighbors(&self) -> Result<()> {
+        for (node, interface) in self.pairs().into_iter().flatten() {
+            let settings = ["ipv4", "ipv6"]
+                .map(|family| format!("net.{family}.neigh.{interface}.base_reachable_time_ms"));
+            let namespace = self.node(&node)?;
+            if self.topology.endpoint(&node).is_some() || self.topology.router(&node).is_some() {
+                let settings: Vec<_> = settings
+                    .iter()
+                    .map(|name| (name.as_str(), NEIGHBOR_TRUST))
+                    .collect();
+                namespace.sysctl(&settings)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a router off the management network, or puts it back.
+    pub fn set_management(&self, router: &str, connected: bool) -> Result<()> {
+        let state = if connected { "up" } else { "down" };
+        let line = format!("link set mgmt0 {state}\n");
+        ip(Some(self.node(router)?), &line)
     }
 
     /// Takes a VM off its rack; its own link keeps carrier. Returns when it began, in nanoseconds

@@ -16,8 +16,9 @@ use anyhow::{Context as _, Result};
 use super::{Flow, Progress, Record, TCP_PORTS, content};
 use crate::network::Network;
 
-/// No progress for this long is a broken connection.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// No progress for this long is a broken connection. After an outage a sender may be silent for as
+/// long as that lasted, for its timer doubles.
+const PATIENCE: Duration = Duration::from_mins(2);
 const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]
