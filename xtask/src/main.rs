@@ -105,12 +105,10 @@ fn run(task: Task) -> Result<ExitCode> {
             arguments.insert(0, "load".into());
             Privileged::find()?.run_to_exit(&binary, &arguments, &[])
         }
-        Task::Demo { mut arguments } => {
-            let object = object::build(&setup::prepare(setup::For::Tests)?)?;
-            let natmig = object::build_binary(&object, "natmig")?;
-            let lab = object::build_binary(&object, "natmig-lab")?;
-            arguments.insert(0, "demo".into());
-            Privileged::find()?.run_to_exit(&lab, &arguments, &[("NATMIG_BIN", natmig.as_os_str())])
+        Task::Demo { arguments } => run_lab("demo", arguments),
+        Task::Bench { mut arguments } if arguments.first().is_some_and(|it| it == "migration") => {
+            arguments.remove(0);
+            run_lab("bench-migration", arguments)
         }
         Task::Guest => {
             let object = object::build(&setup::prepare(setup::For::Build)?)?;
@@ -135,6 +133,15 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
     }
+}
+
+/// Builds natmig and its lab, and runs one of the lab's commands.
+fn run_lab(command: &str, mut arguments: Vec<OsString>) -> Result<ExitCode> {
+    let object = object::build(&setup::prepare(setup::For::Tests)?)?;
+    let natmig = object::build_binary(&object, "natmig")?;
+    let lab = object::build_binary(&object, "natmig-lab")?;
+    arguments.insert(0, command.into());
+    Privileged::find()?.run_to_exit(&lab, &arguments, &[("NATMIG_BIN", natmig.as_os_str())])
 }
 
 /// The workspace's top directory.

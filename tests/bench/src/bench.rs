@@ -33,7 +33,8 @@ use crate::{
     cargo xtask bench --quick              # what the project's goals speak of, in about a minute\n  \
     cargo xtask bench --json | tail -1     # everything; the last line is for programs\n  \
     cargo xtask bench --lanes bare,natmig4 --rounds 21\n  \
-    cargo xtask bench --only steps         # nanoseconds per step alone\n\n\
+    cargo xtask bench --only steps         # nanoseconds per step alone\n  \
+    cargo xtask bench migration            # latency of migrations in the lab; see its --help\n\n\
 The tables are also in target/bench, with a picture and all medians as JSON.")]
 pub struct Arguments {
     /// Measure what the project's goals speak of, in about a minute.

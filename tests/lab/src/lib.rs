@@ -21,6 +21,7 @@ pub mod device;
 pub mod echo;
 pub mod guest;
 pub mod lab;
+pub mod migration;
 pub mod namespace;
 pub mod network;
 pub mod pki;

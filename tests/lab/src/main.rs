@@ -13,6 +13,7 @@ use natmig_lab::{
     demo::{self, Options},
     echo, guest,
     lab::find_natmig,
+    migration,
     namespace::Namespace,
     report, run,
     topology::THREE_TIER,
@@ -68,6 +69,8 @@ enum Subcommand {
         #[arg(long, value_name = "NUMBER", default_value_t = Options::default().packets)]
         packets: u64,
     },
+    #[command(name = "bench-migration")]
+    BenchMigration(migration::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -101,6 +104,10 @@ fn start(arguments: Arguments) -> Result<ExitCode> {
                 ..Options::default()
             };
             demonstrate(natmig, &report, json, &options)
+        }
+        Subcommand::BenchMigration(arguments) => {
+            run::catch_interrupts()?;
+            migration::run(&arguments).map(|()| ExitCode::SUCCESS)
         }
     }
 }
