@@ -54,6 +54,15 @@ enum Task {
     ///
     /// Example: `export $(cargo xtask guest)`
     Guest,
+    /// Migrates VMs at random in the lab while daemons die, links are cut and routers reboot.
+    ///
+    /// Example: `cargo xtask chaos --minutes 30 --seed 7`
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// Arguments of the run, such as `--minutes`, `--seed` and `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Measures natmig beside other ways to forward and to translate: see `--help`.
     #[command(disable_help_flag = true)]
     Bench {
@@ -106,6 +115,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Privileged::find()?.run_to_exit(&binary, &arguments, &[])
         }
         Task::Demo { arguments } => run_lab("demo", arguments),
+        Task::Chaos { arguments } => run_lab("chaos", arguments),
         Task::Bench { mut arguments } if arguments.first().is_some_and(|it| it == "migration") => {
             arguments.remove(0);
             run_lab("bench-migration", arguments)

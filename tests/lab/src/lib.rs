@@ -13,6 +13,7 @@
 pub mod account;
 pub mod api;
 pub mod capture;
+pub mod chaos;
 pub mod client;
 pub mod clock;
 pub mod daemon;

@@ -9,14 +9,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use natmig_lab::{
-    Lab, Topology,
+    Lab, Topology, chaos,
     demo::{self, Options},
     echo, guest,
-    lab::find_natmig,
+    lab::{Store, find_natmig},
     migration,
     namespace::Namespace,
     report, run,
     topology::THREE_TIER,
+    traffic::Rates,
 };
 
 /// A datacenter in network namespaces, with natmig in it
@@ -69,8 +70,38 @@ enum Subcommand {
         #[arg(long, value_name = "NUMBER", default_value_t = Options::default().packets)]
         packets: u64,
     },
+    /// Migrate VMs at random under live traffic, while daemons die, links are cut and routers reboot
+    #[command(after_help = "Examples:\n  \
+        natmig-lab chaos --minutes 30 --seed 7\n  \
+        natmig-lab chaos --minutes 0.7 --json | tail -1\n  \
+        natmig-lab chaos --minutes 5 --embedded    # one controller, with a file")]
+    Chaos {
+        /// The natmig program
+        #[arg(long, value_name = "FILE", env = "NATMIG_BIN")]
+        natmig: Option<PathBuf>,
+        /// How long migrations and faults go on
+        #[arg(long, value_name = "NUMBER", default_value_t = 1.0, value_parser = minutes)]
+        minutes: f64,
+        /// What happens follows from it: the same seed plans the same
+        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+        seed: u64,
+        /// With one controller and its embedded store, instead of three on etcd's three members
+        #[arg(long)]
+        embedded: bool,
+        /// Where the log of the run and of the daemons goes
+        #[arg(long, value_name = "DIRECTORY", default_value = "target/chaos")]
+        report: PathBuf,
+        /// End with one line of JSON; everything else goes to standard error
+        #[arg(long)]
+        json: bool,
+    },
     #[command(name = "bench-migration")]
     BenchMigration(migration::Arguments),
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse().ok().filter(|it| (0.1..=10_000.0).contains(it));
+    minutes.ok_or_else(|| "a number of minutes, 0.1 or more".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -108,6 +139,27 @@ fn start(arguments: Arguments) -> Result<ExitCode> {
         Subcommand::BenchMigration(arguments) => {
             run::catch_interrupts()?;
             migration::run(&arguments).map(|()| ExitCode::SUCCESS)
+        }
+        Subcommand::Chaos {
+            natmig,
+            minutes,
+            seed,
+            embedded,
+            report,
+            json,
+        } => {
+            let options = chaos::Options {
+                seed,
+                store: if embedded {
+                    Store::File(None)
+                } else {
+                    Store::THREE
+                },
+                length: Duration::from_secs_f64(minutes * 60.0),
+                report,
+                rates: Rates::default(),
+            };
+            make_chaos(natmig, json, &options)
         }
     }
 }
@@ -158,6 +210,43 @@ fn shell(node: &str, command: &[String]) -> Result<ExitCode> {
     ))
 }
 
+/// Tells people something: where programs read standard output, on the other one.
+fn say(json: bool, words: &str) {
+    if json {
+        eprintln!("{words}");
+    } else {
+        println!("{words}");
+    }
+}
+
+fn make_chaos(natmig: Option<PathBuf>, json: bool, options: &chaos::Options) -> Result<ExitCode> {
+    run::catch_interrupts()?;
+    let natmig = find_natmig(natmig)?;
+    let say = |words: &str| say(json, words);
+    let verdict = chaos::run(&natmig, options, &say)?;
+    say(&verdict.text()?);
+    let violations = verdict.violations();
+    for violation in &violations {
+        say(&format!("VIOLATION: {violation}"));
+    }
+    if violations.is_empty() {
+        say(
+            "Every promise kept: nothing lost outside the windows, duplicated, misdelivered or leaked; all agree.",
+        );
+    }
+    say(&format!(
+        "seed {}; log: {}",
+        options.seed,
+        options.report.display()
+    ));
+    println!("{}", serde_json::to_string(&verdict.summary())?);
+    Ok(if violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 fn demonstrate(
     natmig: Option<PathBuf>,
     report: &Path,
@@ -166,13 +255,7 @@ fn demonstrate(
 ) -> Result<ExitCode> {
     run::catch_interrupts()?;
     let natmig = find_natmig(natmig)?;
-    let say = |words: &str| {
-        if json {
-            eprintln!("{words}");
-        } else {
-            println!("{words}");
-        }
-    };
+    let say = |words: &str| say(json, words);
     let observations = demo::run(&natmig, options, &report.join("logs"), &say)?;
     for listing in &observations.listings {
         say(&format!("\n{}:\n{}", listing.title, listing.text));
