@@ -78,6 +78,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ],
     );
     check(smoke.args(["--smoke", "--json"]))?;
+    let mut migrations = root.command(&lab, &variables[1..2]);
+    check(
+        migrations
+            .args(["bench-migration", "--migrations", "4"])
+            .args(["--group-migrations", "2", "--group", "50"])
+            .args(["--etcd-migrations", "4", "--inventory", "500"])
+            .args(["--queued", "100", "--json"]),
+    )?;
 
     step("lab scenarios");
     let guest = guest_of(&lab)?;

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
 mod announcements;
+mod chaos;
 mod common;
 mod crashes;
 mod families;
