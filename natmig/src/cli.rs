@@ -77,7 +77,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::QmpWatch(args) => hypervisor::qmp_watch::run(&args),
         Subcommand::LibvirtHook(args) => hypervisor::libvirt_hook::run(&args),
         Subcommand::Store(args) => store::run(&args),
-        Subcommand::Audit(args) => audit::run(args),
+        Subcommand::Audit(args) => audit::run(&args),
         Subcommand::Pki(args) => pki::run(&args),
     };
     result.unwrap_or_else(|error| {

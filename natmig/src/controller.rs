@@ -118,6 +118,10 @@ pub async fn start(config: &ControllerConfig) -> Result<Controller, ControllerEr
 }
 
 /// As [`start`], on sockets that are bound already.
+#[expect(
+    clippy::unused_async,
+    reason = "so that it cannot be called outside a Tokio runtime, which it needs"
+)]
 pub async fn start_on(
     config: &ControllerConfig,
     listeners: Listeners,
@@ -135,6 +139,10 @@ pub async fn start_on(
 }
 
 /// As [`start`], with a store that nobody else can use, and other times.
+#[expect(
+    clippy::unused_async,
+    reason = "so that it cannot be called outside a Tokio runtime, which it needs"
+)]
 pub async fn start_with(
     config: &ControllerConfig,
     store: Box<dyn Store>,

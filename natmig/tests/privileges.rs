@@ -48,9 +48,9 @@ impl Controller {
         fs::copy(env!("CARGO_BIN_EXE_natmig"), path("natmig")).unwrap();
         fs::set_permissions(path("natmig"), fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
-            "socket = {:?}\nstore = {:?}\n{more}",
-            path("controller.sock"),
-            path("controller.redb")
+            "socket = \"{}\"\nstore = \"{}\"\n{more}",
+            path("controller.sock").display(),
+            path("controller.redb").display()
         );
         fs::write(path("controller.toml"), config).unwrap();
         let child = Command::new(path("natmig"))

@@ -60,9 +60,10 @@ fn parse_since(text: &str) -> Result<SystemTime, String> {
         .ok_or_else(|| format!("`{text}` ago there was no time"))
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let json = args.client.json;
-    let Command::List { since, limit } = args.command;
+    let Command::List { since, limit } = &args.command;
+    let (since, limit) = (*since, *limit);
     let since = since.map_or(Timestamp(0), |since| {
         Timestamp(0).after(since.duration_since(UNIX_EPOCH).unwrap_or_default())
     });

@@ -35,7 +35,7 @@ pub(super) struct ClientArgs {
           value_delimiter = ',', default_values_t = [default_controller()])]
     controller: Vec<String>,
 
-    /// Authority that signed the controller's certificate [default: ca.pem in $NATMIG_PKI or
+    /// Authority that signed the controller's certificate [default: `ca.pem` in `$NATMIG_PKI`, or in
     /// /etc/natmig/pki]
     #[arg(long, value_name = "FILE", env = "NATMIG_CA", global = true)]
     ca: Option<PathBuf>,

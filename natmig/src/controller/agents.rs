@@ -33,7 +33,7 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often it is asked whether a certificate has expired.
-const EXPIRY_CHECK: Duration = Duration::from_secs(60);
+const EXPIRY_CHECK: Duration = Duration::from_mins(1);
 
 /// Serves agents.
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The same caller's same call is noted once in this time.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 
 /// Callers and calls that are remembered for that.
 const REMEMBERED: usize = 1024;

@@ -46,9 +46,12 @@ fn write(path: &Path, text: &str, mode: u32, existing: Existing) -> Result<(), P
         Existing::Keep => file.persist_noclobber(path),
         Existing::Replace => file.persist(path),
     };
-    persisted.map_err(|error| match error.error.kind() {
-        ErrorKind::AlreadyExists => PkiError::Exists(path.to_owned()),
-        _ => PkiError::system(path)(error.error),
+    persisted.map_err(|error| {
+        if error.error.kind() == ErrorKind::AlreadyExists {
+            PkiError::Exists(path.to_owned())
+        } else {
+            PkiError::system(path)(error.error)
+        }
     })?;
     File::open(directory)
         .and_then(|directory| directory.sync_all())

@@ -1,5 +1,10 @@
 //! Says in an operator's words why two sides do not get along.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls knows many more errors, and says itself what they are"
+)]
+
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};

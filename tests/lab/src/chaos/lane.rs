@@ -154,7 +154,7 @@ impl Mover<'_, '_> {
         let view = self.follow(id, |view| is_prepared(view) || view.phase.is_settled())?;
         if planned.how == How::Abort && is_prepared(&view) {
             self.stage.sleep(planned.pause);
-            self.insist(|| self.stage.api.abort(id))?;
+            Self::insist(|| self.stage.api.abort(id))?;
             let view = self.follow(id, |view| view.phase.is_settled())?;
             ensure!(
                 view.phase == Phase::Aborted,
@@ -174,7 +174,7 @@ impl Mover<'_, '_> {
         let mut windows = self.unplug(ways)?;
         self.stage.sleep(planned.pause);
         self.plug(ways, to, &mut windows)?;
-        if planned.how == How::Manual && self.insist(|| self.stage.api.activate(id))?.is_none() {
+        if planned.how == How::Manual && Self::insist(|| self.stage.api.activate(id))?.is_none() {
             self.stage
                 .journal
                 .note(format!("migration {id}: too late to activate"));
@@ -331,10 +331,7 @@ impl Mover<'_, '_> {
     }
 
     /// Asks until there is an answer; `None` if it is refused.
-    fn insist(
-        &self,
-        ask: impl Fn() -> Result<MigrationView, Status>,
-    ) -> Result<Option<MigrationView>> {
+    fn insist(ask: impl Fn() -> Result<MigrationView, Status>) -> Result<Option<MigrationView>> {
         let begun = Instant::now();
         loop {
             run::check_interrupted()?;

@@ -136,7 +136,7 @@ impl Setup {
         let store = match &self.store {
             Store::File(file) => {
                 let own = directory.join("controller.redb");
-                format!("store = {:?}\n", file.as_ref().unwrap_or(&own))
+                format!("store = \"{}\"\n", file.as_ref().unwrap_or(&own).display())
             }
             Store::Etcd { members, .. } => {
                 let endpoints: Vec<String> = (0..*members)
@@ -151,8 +151,9 @@ impl Setup {
             let name = controller_name(number);
             let socket = socket(directory, number);
             let text = format!(
-                "name = {name:?}\nlisten = \"{address}:{}\"\nsocket = {socket:?}\n{store}[tls]\n{}",
+                "name = {name:?}\nlisten = \"{address}:{}\"\nsocket = \"{}\"\n{store}[tls]\n{}",
                 port(PORT, number),
+                socket.display(),
                 pki.controller(&name, address.into())?
             );
             Ok((name, text, socket))

@@ -21,6 +21,10 @@ pub(super) struct Report {
 
 /// The figures that the project's goals speak of, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the names are those of the JSON object, which say the unit"
+)]
 pub(super) struct Summary {
     /// One VM: median from the announcement to the last router's commit.
     p50_ms: Option<f64>,
