@@ -3,8 +3,8 @@
 //!
 //! [`schedule`] plans all of it from a seed. One thread for each lane of migrations and each track of
 //! faults does what is planned; the rest of the lab's traffic and captures go on as in the
-//! demonstration. Then everything is healed, [`converge`] compares every router's tables with what
-//! the controller's inventory means, and [`verdict`] charges every packet.
+//! demonstration. Then everything is healed, `converge` compares every router's tables with what
+//! the controller's inventory means, and `verdict` charges every packet.
 
 mod converge;
 pub mod fault;
