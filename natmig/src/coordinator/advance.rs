@@ -412,27 +412,58 @@ impl Coordinator {
         addresses
     }
 
+    /// Edges on which the migration's VMs would arrive: from prepare on, what a VM sends there leaves
+    /// with its new locator, whether anything is decided or not, and as long as such an edge holds
+    /// the transaction, dead agent or not.
+    fn arrivals(&self, migration: &Migration) -> BTreeSet<RouterName> {
+        let bindings = migration
+            .record
+            .moves
+            .iter()
+            .filter_map(|step| step.after.current.as_ref());
+        let segments = self.topology.iter().flat_map(|topology| &topology.segments);
+        let segments: Vec<_> = segments.collect();
+        bindings
+            .flat_map(|binding| {
+                segments
+                    .iter()
+                    .filter(|(name, _)| **name == binding.segment)
+                    .flat_map(|(_, segment)| segment.routers.iter().cloned())
+            })
+            .collect()
+    }
+
+    /// Whether some edge may still send with a locator of a migration that aborts: until none does,
+    /// every other router must go on knowing the locator, or a peer would see it.
+    pub(super) fn may_arrive(&self, migration: &Migration) -> bool {
+        self.arrivals(migration)
+            .iter()
+            .any(|edge| self.is_needed(edge) && migration.progress(edge) != Progress::Aborted)
+    }
+
+    /// Whether the router must keep its part of a migration that aborts for now.
+    pub(super) fn keeps_aborting(&self, migration: &Migration, router: &RouterName) -> bool {
+        self.may_arrive(migration) && !self.arrivals(migration).contains(router)
+    }
+
+    /// First the edges on which the VMs would arrive, then, when all of them have answered, the others.
     fn advance_aborting(
         &mut self,
         now: Timestamp,
         migration: &mut Migration,
         out: &mut Actions,
     ) -> bool {
-        let id = migration.record.id;
         let needed = self.needed();
-        for router in &needed {
-            if migration.progress(router) == Progress::Aborted {
-                continue;
-            }
-            if migration.participant(router).touched {
-                self.send(now, migration, router, CommandRef::Abort(id), out, |_| {
-                    Command::Abort { id }
-                });
-            } else {
-                migration.set_progress(router, Progress::Aborted);
-            }
+        let arrivals = self.arrivals(migration);
+        let (first, others): (Vec<_>, Vec<_>) = needed
+            .into_iter()
+            .partition(|router| arrivals.contains(router));
+        self.drive_aborts(now, migration, &first, out);
+        if self.may_arrive(migration) {
+            return false;
         }
-        let (connected, silent): (Vec<_>, Vec<_>) = needed
+        self.drive_aborts(now, migration, &others, out);
+        let (connected, silent): (Vec<_>, Vec<_>) = others
             .into_iter()
             .filter(|router| migration.progress(router) != Progress::Aborted)
             .partition(|router| self.connection(router).is_some());
@@ -448,6 +479,28 @@ impl Coordinator {
         }
         out.push(Action::Store(ops));
         true
+    }
+
+    fn drive_aborts(
+        &mut self,
+        now: Timestamp,
+        migration: &mut Migration,
+        routers: &[RouterName],
+        out: &mut Actions,
+    ) {
+        let id = migration.record.id;
+        for router in routers {
+            if migration.progress(router) == Progress::Aborted {
+                continue;
+            }
+            if migration.participant(router).touched {
+                self.send(now, migration, router, CommandRef::Abort(id), out, |_| {
+                    Command::Abort { id }
+                });
+            } else {
+                migration.set_progress(router, Progress::Aborted);
+            }
+        }
     }
 
     fn advance_aborted(

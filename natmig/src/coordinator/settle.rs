@@ -80,7 +80,7 @@ impl Coordinator {
             return;
         }
         self.send_pools(name, id, out);
-        let (over, replace) = self.transactions_over(&mut connection);
+        let (over, replace) = self.transactions_over(name, &mut connection);
         self.note_held(name, &connection);
         let left = over.iter().map(Command::reference).collect();
         for command in over {
@@ -99,24 +99,27 @@ impl Coordinator {
 
     /// Takes the transactions that are over out of what a router holds: the commands that settle
     /// them, and whether these change the table that the digest is of.
-    fn transactions_over(&self, connection: &mut Connection) -> (Vec<Command>, bool) {
+    fn transactions_over(
+        &self,
+        name: &RouterName,
+        connection: &mut Connection,
+    ) -> (Vec<Command>, bool) {
         let mut commands = Vec::new();
         let mut replace = false;
         connection.held.retain(|id, state| {
-            let phase = self.migrations.get(id).map(Migration::phase);
-            let goes_on = match phase {
+            let migration = self.migrations.get(id);
+            let goes_on = match migration.map(Migration::phase) {
                 Some(Phase::Preparing | Phase::Prepared | Phase::Committing | Phase::Committed) => {
                     true
                 }
                 Some(Phase::Folding) => *state != HeldState::Prepared,
-                Some(
-                    Phase::Draining
-                    | Phase::Retiring
-                    | Phase::Done
-                    | Phase::Aborting
-                    | Phase::Aborted,
-                )
-                | None => false,
+                // It is told when no edge sends with the locators any longer.
+                Some(Phase::Aborting) => {
+                    migration.is_some_and(|migration| self.keeps_aborting(migration, name))
+                }
+                Some(Phase::Draining | Phase::Retiring | Phase::Done | Phase::Aborted) | None => {
+                    false
+                }
             };
             if !goes_on {
                 match state {

@@ -324,6 +324,52 @@ fn abort_before_the_decision_leaves_no_trace() {
     }
 }
 
+/// The VM may be there already, and send with the locator.
+#[test]
+fn an_abort_leaves_the_locator_known_until_the_new_edge_has_given_it_up() {
+    let mut world = world();
+    let id = world
+        .migrate_with(&[("vm1", "rack2")], Activation::Manual, Unreachable::Abort)
+        .unwrap();
+    world.deliver_all();
+    let edge = name("edge2a");
+    let others: Vec<_> = world
+        .router_names()
+        .into_iter()
+        .filter(|router| *router != edge && *router != name("edge2b"))
+        .collect();
+    let holding = |world: &World| -> Vec<_> {
+        let holds = |router: &&RouterName| world.routers[*router].holds(id);
+        others.iter().filter(holds).cloned().collect()
+    };
+    world.disconnect(&edge);
+    world.request(Request::Abort(id)).unwrap();
+    world.deliver_all();
+    world.pass(Duration::from_hours(1));
+    world.deliver_all();
+    assert_eq!(world.phase(id), Phase::Aborting);
+    assert_eq!(holding(&world), others, "all of them know the locator");
+    // One that connects anew keeps it too, also with another controller.
+    world.disconnect(&name("edge1"));
+    world.connect(&name("edge1"));
+    world.deliver_all();
+    world.crash();
+    for router in &others {
+        world.connect(router);
+    }
+    world.deliver_all();
+    assert_eq!(holding(&world), others);
+    let refusal = world.migrate(&[("vm1", "rack3")]).unwrap_err();
+    assert!(matches!(refusal, Refusal::Busy { .. }), "{refusal}");
+
+    world.connect(&edge);
+    world.deliver_all();
+    assert_eq!(world.phase(id), Phase::Aborted);
+    assert_eq!(holding(&world), []);
+    world.run();
+    world.check_final();
+}
+
 #[test]
 fn abort_after_the_decision_is_refused() {
     let mut world = world();
