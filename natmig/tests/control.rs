@@ -470,9 +470,16 @@ async fn controller_of_a_lower_term_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn second_controller_on_the_same_store_is_refused() {
     let (fabric, controller, _client) = Fabric::ready().await;
-    let error = natmig::controller::start(&fabric.config())
-        .await
-        .unwrap_err();
+    let mut config = fabric.config();
+    let error = natmig::controller::start(&config).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("another controller listens on this socket"),
+        "{error}"
+    );
+    config.socket.set_extension("second");
+    let error = natmig::controller::start(&config).await.unwrap_err();
     assert!(
         error.to_string().contains("in use by another controller"),
         "{error}"

@@ -204,7 +204,8 @@ async fn stopped_leader_changes_no_outcome() {
         .abort_migration(v1::AbortMigrationRequest { id })
         .await
         .unwrap();
-    reach(&mut client, id, |phase| phase == Phase::Aborted).await;
+    // The edge on which the VM would arrive has to answer first.
+    reach(&mut client, id, |phase| phase == Phase::Aborting).await;
     assert_eq!(fabric.memory("edge3").lock().unwrap().term, old_term);
 
     controllers.signal(leader, Signal::SIGCONT);

@@ -266,7 +266,8 @@ async fn strangers_are_turned_away_and_told_why() {
                 not_after: now + 2 * hour,
                 ..Request::days(role("operator", "early"), Vec::new(), 1)
             }),
-            "not one that may be used here",
+            // TLS has one alert for both.
+            "it has expired; renew it with `natmig pki renew` (or a clock is wrong)",
         ),
     ];
     for (what, files, message) in cases {

@@ -362,7 +362,7 @@ fn an_abort_leaves_the_locator_known_until_the_new_edge_has_given_it_up() {
     let refusal = world.migrate(&[("vm1", "rack3")]).unwrap_err();
     assert!(matches!(refusal, Refusal::Busy { .. }), "{refusal}");
 
-    world.connect(&edge);
+    world.connect_all();
     world.deliver_all();
     assert_eq!(world.phase(id), Phase::Aborted);
     assert_eq!(holding(&world), []);
