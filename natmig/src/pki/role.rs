@@ -136,7 +136,7 @@ mod tests {
         );
         for uri in [
             "spiffe://natmig/operator",
-            "spiffe://natmig/root/a",
+            "spiffe://natmig/owner/a",
             "spiffe://natmig/Operator/a",
         ] {
             assert!(matches!(role(uri), Err(RoleError::Unknown(_))), "{uri}");
