@@ -5,6 +5,7 @@
 //! the router has seen changes nothing; a transaction in doubt is never resolved here.
 
 mod announcer;
+pub mod execute;
 mod links;
 mod session;
 mod tables;

@@ -13,7 +13,7 @@ use crate::coordinator::Timestamp;
 pub const KEPT: u64 = 10_000;
 
 /// One thing that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AuditRecord {
     /// Its number; later ones are higher.
     pub id: u64,
@@ -28,7 +28,7 @@ pub struct AuditRecord {
 }
 
 /// What is asked for, and by whom.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Asked {
     /// Who asks.
     pub who: Caller,
@@ -39,7 +39,7 @@ pub struct Asked {
 }
 
 /// Who asked for something.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Caller {
     /// The role in the certificate, or the local user.
     pub name: String,
@@ -58,7 +58,7 @@ pub struct Caller {
 }
 
 /// What came of a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome", content = "detail")]
 pub enum AuditOutcome {
     /// It was done; a migration that was started has this number.

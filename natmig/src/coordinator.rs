@@ -55,7 +55,7 @@ use crate::{
 };
 
 /// Times that the machine keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// How long routers may take to prepare, before the migration aborts.
     pub prepare_deadline: Duration,
@@ -83,7 +83,7 @@ impl Default for Config {
 }
 
 /// The controller's state and what it does next.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Coordinator {
     config: Config,
     topology: Option<Topology>,

@@ -34,7 +34,7 @@ pub fn part(address: IpAddr) -> u16 {
 }
 
 /// Parts of a table, by number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Parts {
     /// The whole table.
     All,

@@ -176,6 +176,8 @@ pub struct Router {
     interfaces: BTreeMap<u32, Attached>,
     kernel: Kernel,
     announcements: Vec<Announcement>,
+    /// Transactions that were committed and are neither announced nor followed yet.
+    committed: Vec<TransactionId>,
     /// Versions that count and that the kernel's state does not follow yet.
     following: Vec<(IpAddr, Decoded)>,
     /// The kernel refused something, so its state may differ from what the tables say.
@@ -254,6 +256,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            committed: Vec::new(),
             following: Vec::new(),
             unsettled: false,
             generic: options.generic,
@@ -358,6 +361,7 @@ impl Router {
             interfaces: attached,
             kernel: Kernel::new(socket, port),
             announcements: Vec::new(),
+            committed: Vec::new(),
             following: Vec::new(),
             unsettled: false,
             generic: false,
@@ -378,7 +382,7 @@ impl Router {
 
     /// Writes pending versions of everything a transaction changes. All or nothing, idempotent.
     pub fn prepare(&mut self, id: TransactionId, changes: &Changes) -> Result<(), RouterError> {
-        self.settle_first();
+        self.follow_first();
         let mut writes = Writes::default();
         for (changes, early) in [(&changes.early, true), (&changes.pending, false)] {
             for change in changes {
@@ -424,19 +428,26 @@ impl Router {
 
     /// Makes a transaction count: one store. Idempotent; it is announced each time, since the
     /// process that committed it may have been killed before it announced anything.
+    ///
+    /// What a group takes in proportion to its size comes later: its announcements are made by
+    /// [`Self::take_announcements`], and the kernel follows in [`Self::settle`].
     pub fn commit(&mut self, id: TransactionId) -> Result<CommitReport, RouterError> {
         let report = self.tables.commit(id)?;
         self.figures.committed(&report);
-        let changed = self.announce(id);
-        self.following.extend(changed);
+        self.committed.push(id);
         Ok(report)
     }
 
-    /// Lets the kernel's host routes and neighbours follow what was committed. Packets in transit
-    /// need none of them, so the caller acknowledges a commit first; every other change settles
-    /// by itself before it begins.
+    /// Stops listening for VMs whose transactions are decided, and lets the kernel's host routes and
+    /// neighbours follow what was committed. Packets in transit need none of them, so the caller
+    /// acknowledges a commit first; for every other change the kernel follows before it begins.
     pub fn settle(&mut self) -> Result<(), RouterError> {
         self.stop_awaiting_decided()?;
+        self.follow()
+    }
+
+    fn follow(&mut self) -> Result<(), RouterError> {
+        self.announce_committed();
         let following = std::mem::take(&mut self.following);
         if self.unsettled {
             return self.reconcile();
@@ -446,11 +457,19 @@ impl Router {
             .inspect_err(|_| self.unsettled = true)
     }
 
-    /// Settles before another change. What the kernel refuses, for example because a link is down,
-    /// holds nothing back: it is tried again with the next change and when links change.
-    fn settle_first(&mut self) {
-        if let Err(error) = self.settle() {
+    /// Lets the kernel follow before another change. What the kernel refuses, for example because a
+    /// link is down, holds nothing back: it is tried again with the next change and when links change.
+    fn follow_first(&mut self) {
+        if let Err(error) = self.follow() {
             tracing::warn!(%error, "host routes do not follow the table yet");
+        }
+    }
+
+    /// Makes the announcements of what was committed since the last call.
+    fn announce_committed(&mut self) {
+        for id in std::mem::take(&mut self.committed) {
+            let changed = self.announce(id);
+            self.following.extend(changed);
         }
     }
 
@@ -506,7 +525,7 @@ impl Router {
     /// Takes every trace of a transaction back. Idempotent, also for transactions that the router
     /// does not hold; refused after the commit.
     pub fn abort(&mut self, id: TransactionId) -> Result<(), RouterError> {
-        self.settle_first();
+        self.follow_first();
         let addresses = self.addresses_of(id);
         self.tables.abort(id)?;
         self.watch(addresses.into_iter())
@@ -515,7 +534,7 @@ impl Router {
     /// Brings current versions up to a committed transaction's and frees its slot. Idempotent, also
     /// for transactions that the router does not hold.
     pub fn fold(&mut self, id: TransactionId) -> Result<(), RouterError> {
-        self.settle_first();
+        self.follow_first();
         let addresses = self.addresses_of(id);
         self.tables.fold(id)?;
         self.watch(addresses.into_iter())
@@ -523,7 +542,7 @@ impl Router {
 
     /// Removes the entries of old locators and of identities that are at home for good. Idempotent.
     pub fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
-        self.settle_first();
+        self.follow_first();
         self.tables.retire(addresses)?;
         let versions: Vec<(IpAddr, Decoded)> = addresses
             .iter()
@@ -564,7 +583,7 @@ impl Router {
         whole: &Parts,
         progress: Progress<'_>,
     ) -> Result<ApplyReport, RouterError> {
-        self.settle_first();
+        self.follow_first();
         let mut report = ApplyReport::default();
         let writes = self.tables.difference(table, whole, &mut report);
         if writes.is_empty() {
@@ -579,7 +598,7 @@ impl Router {
         report.committed_at = committed.committed_at;
         report.grace = committed.grace;
         progress("folding", 0, 1);
-        self.settle_first();
+        self.follow_first();
         self.tables.fold(APPLY)?;
         self.watch(concerned.into_iter())?;
         progress("folding", 1, 1);
@@ -661,6 +680,7 @@ impl Router {
     /// [`announce::send`] on [`announce::SCHEDULE`].
     #[must_use]
     pub fn take_announcements(&mut self) -> Vec<Announcement> {
+        self.announce_committed();
         std::mem::take(&mut self.announcements)
     }
 

@@ -155,7 +155,7 @@ impl Rule {
 }
 
 /// What a transaction changes on one router.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Changes {
     /// In force from prepare on, because it is harmless early: entries of locators that nothing
     /// used before.

@@ -53,7 +53,7 @@ impl fmt::Display for Tier {
 }
 
 /// A subnet at the edge, of one family or of both.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "SegmentRecord", try_from = "SegmentRecord")]
 pub struct Segment {
     /// Its addresses: of one family or of each, IPv4 first.
@@ -70,7 +70,7 @@ impl Segment {
 }
 
 /// Routers and segments of a fabric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Topology {
     /// How long old locators are forwarded after a migration.
     pub drain: Duration,

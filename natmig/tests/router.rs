@@ -588,10 +588,15 @@ fn what_was_heard_is_kept_until_the_decision_whoever_dies() {
         let visitor = at(0x20).mac;
         let Started { mut router, .. } = place.start();
         router.replace(&before()).unwrap();
+        // An agent is killed before it prepared what it listens for already.
+        router.await_announcements(MOVE, &changes()).unwrap();
+        drop(router);
+        let Started { mut router, .. } = place.start();
         // Nobody waits for it, and then nobody waits for it there, or for that one.
         announce("acc0-peer", visitor);
-        router.prepare(MOVE, &changes()).unwrap();
+        assert_eq!(router.heard().unwrap(), []);
         router.await_announcements(MOVE, &changes()).unwrap();
+        router.prepare(MOVE, &changes()).unwrap();
         announce("fab0-peer", visitor);
         announce("acc0-peer", at(0x66).mac);
         assert_eq!(router.heard().unwrap(), []);
@@ -601,8 +606,8 @@ fn what_was_heard_is_kept_until_the_decision_whoever_dies() {
         announce("acc0-peer", visitor);
         let Started { mut router, .. } = place.start();
         assert_eq!(heard(&router), [(MOVE, visitor)]);
-        router.prepare(MOVE, &changes()).unwrap();
         router.await_announcements(MOVE, &changes()).unwrap();
+        router.prepare(MOVE, &changes()).unwrap();
         assert_eq!(heard(&router), [(MOVE, visitor)], "it is not forgotten");
         let at = router.heard().unwrap()[0].at;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -612,8 +617,8 @@ fn what_was_heard_is_kept_until_the_decision_whoever_dies() {
         router.abort(MOVE).unwrap();
         router.settle().unwrap();
         assert_eq!(router.heard().unwrap(), []);
-        router.prepare(NEXT_MOVE, &changes()).unwrap();
         router.await_announcements(NEXT_MOVE, &changes()).unwrap();
+        router.prepare(NEXT_MOVE, &changes()).unwrap();
         assert_eq!(router.heard().unwrap(), [], "of the one before");
         announce("acc0-peer", visitor);
         assert_eq!(heard(&router), [(NEXT_MOVE, visitor)]);
@@ -631,8 +636,8 @@ fn vms_are_told_of_as_they_are_heard() {
         let visitor = at(0x20).mac;
         let Started { mut router, .. } = place.start();
         router.replace(&before()).unwrap();
-        router.prepare(MOVE, &changes()).unwrap();
         router.await_announcements(MOVE, &changes()).unwrap();
+        router.prepare(MOVE, &changes()).unwrap();
         let (tell, told) = mpsc::channel();
         let tell = move |heard: Vec<Heard>| tell.send(heard).is_ok();
         router.listen(Box::new(tell)).unwrap();

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::execute::TermKeeper;
+
 /// The file that keeps the term.
 #[derive(Debug)]
 pub(super) struct TermFile {
@@ -52,13 +54,14 @@ impl TermFile {
             term,
         })
     }
+}
 
-    pub(super) fn term(&self) -> u64 {
+impl TermKeeper for TermFile {
+    fn term(&self) -> u64 {
         self.term
     }
 
-    /// Keeps a higher term, durably.
-    pub(super) fn raise(&mut self, term: u64) -> Result<(), TermError> {
+    fn raise(&mut self, term: u64) -> Result<(), TermError> {
         if term <= self.term {
             return Ok(());
         }

@@ -12,15 +12,18 @@ use std::{
     time::Instant,
 };
 
-use natmig_common::SlotState;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{announcer::Announcer, tables::Tables, term::TermFile};
+use super::{
+    announcer::Announcer,
+    execute::{self, TableReport, carry_out},
+    tables::Tables,
+    term::TermFile,
+};
 use crate::{
-    coordinator::{Announced, Command as Machine, Held, HeldState, Timestamp},
-    digest::TableDigest,
+    coordinator::{Announced, Command as Machine, Timestamp},
     proto::{Command, Order, Outcome, Reply, v1},
-    router::{Heard, RouterError, next_hops::PrefixRoute},
+    router::{Heard, next_hops::PrefixRoute},
     rule::{MacAddress, TransactionId},
 };
 
@@ -46,14 +49,6 @@ pub(super) enum Work {
         command: Command,
         replies: mpsc::Sender<v1::FromAgent>,
     },
-}
-
-/// What the tables hold.
-#[derive(Debug)]
-pub(super) struct TableReport {
-    pub(super) term: u64,
-    pub(super) digest: TableDigest,
-    pub(super) held: Vec<Held>,
 }
 
 /// The running thread, which gives the tables back when all senders of work are gone.
@@ -123,15 +118,10 @@ impl<T: Tables> State<T> {
     fn perform(&mut self, work: Work) {
         match work {
             Work::Report(report) => {
-                let held = self.tables.held().iter().filter_map(held).collect();
-                let report_is_gone = report
-                    .send(TableReport {
-                        term: self.term(),
-                        digest: self.tables.digest(),
-                        held,
-                    })
-                    .is_err();
-                if report_is_gone {
+                if report
+                    .send(execute::report(&self.tables, &self.term))
+                    .is_err()
+                {
                     tracing::debug!("the session ended before its report was made");
                 }
             }
@@ -164,7 +154,9 @@ impl<T: Tables> State<T> {
                 if replies.blocking_send(reply).is_err() {
                     tracing::debug!(sequence, "the session ended before this reply");
                 }
-                // The kernel's own routes follow a commit behind its acknowledgement.
+                // Neighbours are told of a commit, and the kernel's own routes follow it, behind its
+                // acknowledgement: other routers wait for that.
+                self.announcer.announce(self.tables.take_announcements());
                 if let Err(error) = self.tables.settle() {
                     tracing::error!(%error, "host routes do not follow yet");
                 }
@@ -206,85 +198,12 @@ impl<T: Tables> State<T> {
         }
     }
 
-    fn term(&self) -> u64 {
-        self.term.term().max(self.tables.term())
-    }
-
     fn carry_out(&mut self, command: Command) -> Outcome {
-        let seen = self.term();
-        if command.term < seen {
-            tracing::warn!(
-                term = command.term,
-                seen,
-                "a controller that lost its leadership was refused"
-            );
-            return Outcome::Fenced { term: seen };
-        }
-        if command.term > seen {
-            if let Err(error) = self.term.raise(command.term) {
-                tracing::error!(%error, "cannot keep the term");
-                return Outcome::Refused(error.to_string());
-            }
-            if let Err(error) = self.tables.set_term(command.term) {
-                return refused(&error);
-            }
-        }
-        let command = match command.order {
-            Order::Welcome => return Outcome::Done,
-            Order::Command(command) => command,
-        };
-        let done = match command {
-            Machine::SetPools { pools } => self.tables.set_pools(&pools),
-            Machine::Attach => self.tables.attach().map(|attached| {
-                if attached {
-                    tracing::info!("the table is whole: data plane attached");
-                    (self.ready)();
-                }
-            }),
-            Machine::Replace {
-                version,
-                parts,
-                rules,
-            } => {
-                tracing::info!(version, %parts, addresses = rules.len(), "taking over a table");
-                let rules = rules
-                    .into_iter()
-                    .map(|change| (change.address, change.rule))
-                    .collect();
-                self.tables.replace(&parts, &rules)
-            }
-            Machine::Prepare {
-                id,
-                changes,
-                await_announcements,
-            } => self.tables.prepare(id, &changes).and_then(|()| {
-                if await_announcements {
-                    self.tables.await_announcements(id, &changes)
-                } else {
-                    Ok(())
-                }
-            }),
-            Machine::Commit { id } => {
-                return match self.tables.commit(id) {
-                    Ok(report) => {
-                        self.announcer.announce(self.tables.take_announcements());
-                        tracing::debug!(transaction = %id, grace = ?report.grace, "committed");
-                        Outcome::Committed {
-                            at: report.committed_at,
-                            grace: report.grace,
-                        }
-                    }
-                    Err(error) => refused(&error),
-                };
-            }
-            Machine::Abort { id } => self.tables.abort(id),
-            Machine::Fold { id } => self.tables.fold(id),
-            Machine::Retire { id: _, addresses } => self.tables.retire(&addresses),
-        };
-        match done {
-            Ok(()) => Outcome::Done,
-            Err(error) => refused(&error),
-        }
+        let ready = self.ready;
+        carry_out(&mut self.tables, &mut self.term, command, || {
+            tracing::info!("the table is whole: data plane attached");
+            ready();
+        })
     }
 }
 
@@ -302,23 +221,4 @@ fn ended(order: &Order) -> Option<TransactionId> {
             | Machine::Replace { .. },
         ) => None,
     }
-}
-
-fn refused(error: &RouterError) -> Outcome {
-    if matches!(error, RouterError::UnknownTransaction(_)) {
-        return Outcome::UnknownTransaction;
-    }
-    tracing::warn!(%error, "a command was refused");
-    Outcome::Refused(error.to_string())
-}
-
-fn held(held: &crate::router::Held) -> Option<Held> {
-    let state = match held.state {
-        SlotState::Free | SlotState::Preparing => return None,
-        SlotState::Prepared => HeldState::Prepared,
-        SlotState::Committed | SlotState::Folding => HeldState::Committed {
-            at: Timestamp(held.committed_at),
-        },
-    };
-    Some(Held { id: held.id, state })
 }

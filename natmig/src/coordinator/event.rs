@@ -81,7 +81,7 @@ pub enum Event {
 }
 
 /// What a router holds when its agent connects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Report {
     /// Transactions that are not folded.
     pub held: Vec<Held>,
@@ -92,7 +92,7 @@ pub struct Report {
 }
 
 /// A VM was heard at its new place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Announced {
     /// The transaction that brings it there.
     pub id: TransactionId,
@@ -103,7 +103,7 @@ pub struct Announced {
 }
 
 /// A transaction that a router holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Held {
     /// Its number.
     pub id: TransactionId,
@@ -112,7 +112,7 @@ pub struct Held {
 }
 
 /// Where a transaction stands on a router.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeldState {
     /// Its pending versions are in.
     Prepared,
@@ -124,7 +124,7 @@ pub enum HeldState {
 }
 
 /// What a router is told. Each command is idempotent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
     /// These are the fabric's locator pools. Needs no answer.
     SetPools {
@@ -216,7 +216,7 @@ pub enum CommandRef {
 }
 
 /// A router's answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// [`Command::Prepare`] is done.
     Prepared(TransactionId),
@@ -251,7 +251,7 @@ pub enum Reply {
 }
 
 /// Why a command failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// The router does not hold the transaction; it is prepared again.
     UnknownTransaction,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Everything that the store holds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stored {
     /// The topology.
     pub topology: Option<Topology>,
@@ -38,7 +38,7 @@ pub struct Stored {
 }
 
 /// A locator that is not given out before a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Quarantined {
     /// The locator.
     pub locator: IpAddr,
@@ -47,7 +47,7 @@ pub struct Quarantined {
 }
 
 /// One change of the store. Putting what is there replaces it, deleting what is not does nothing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StoreOp {
     /// Sets the topology.
     PutTopology(Topology),
@@ -117,7 +117,7 @@ impl Stored {
 }
 
 /// What triggers the decision to commit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// Every needed router is prepared.
@@ -130,7 +130,7 @@ pub enum Activation {
 }
 
 /// Where and when a VM was heard at its new place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heard {
     /// The edge router that heard it.
     pub router: RouterName,
@@ -139,7 +139,7 @@ pub struct Heard {
 }
 
 /// What becomes of a migration when a needed router cannot be reached before the decision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unreachable {
     /// It waits.
@@ -218,7 +218,7 @@ impl fmt::Display for Phase {
 }
 
 /// A migration, as it is stored at every change of its phase.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MigrationRecord {
     /// Its number, which is its transaction's.
     pub id: TransactionId,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What an operator asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Use this topology from here on.
     ApplyTopology(Topology),
@@ -35,7 +35,7 @@ pub enum Request {
 }
 
 /// A migration to be started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MigrateRequest {
     /// The VMs and where each goes.
     pub moves: Vec<(VmName, SegmentName)>,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A router of the topology.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Router {
     pub(super) connection: Option<Connection>,
     /// Attested not forwarding: it is told nothing and not waited for.
@@ -25,7 +25,7 @@ pub(super) struct Router {
 }
 
 /// A connection of a router's agent.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Connection {
     pub(super) id: ConnectionId,
     pub(super) sync: Sync,
@@ -42,7 +42,7 @@ pub(super) struct Connection {
 }
 
 /// How far a connected router is on its way to the table that it should have.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Sync {
     /// It is drained.
     Idle,
@@ -60,7 +60,7 @@ pub(super) enum Sync {
 }
 
 /// A migration under way or remembered.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Migration {
     pub(super) record: MigrationRecord,
     pub(super) stages: Stages,
@@ -80,7 +80,7 @@ pub(super) struct Migration {
 }
 
 /// A VM that was not heard at its new place.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Unheard {
     pub(super) vm: VmName,
     /// Where it is to be heard.
@@ -88,7 +88,7 @@ pub(super) struct Unheard {
 }
 
 /// A router in a migration, as far as it needs not be remembered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Participant {
     /// The command that is not answered on the present connection.
     pub(super) sent: Option<CommandRef>,

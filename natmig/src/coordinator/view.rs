@@ -49,7 +49,7 @@ pub struct PhaseTime {
 }
 
 /// How far a router got in a migration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Progress {
     /// It holds nothing of it, as far as is known.

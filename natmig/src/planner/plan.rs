@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What a transaction does to one VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Move {
     /// Before the transaction.
     pub before: VmState,

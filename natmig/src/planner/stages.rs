@@ -11,7 +11,7 @@ use super::{Move, PlanError};
 use crate::{names::RouterName, topology::Topology};
 
 /// The order in which routers commit a transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stages {
     /// Routers of one stage commit in parallel, once those of all stages before it have committed
     /// or were passed over. Every router of the topology is in exactly one.

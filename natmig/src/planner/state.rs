@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A VM as the inventory knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vm {
     /// Its name.
     pub name: VmName,
@@ -36,7 +36,7 @@ pub struct Binding {
 }
 
 /// A VM and its bindings between two transactions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VmState {
     /// The VM.
     pub vm: Vm,

@@ -4,8 +4,8 @@
 //! The table is the truth: it is pinned, the program writes into it, and whoever starts or connects
 //! looks there. The ring buffer makes it prompt; what it loses is found within [`LOOK_MS`].
 //!
-//! Invariant: an element is of a transaction that is prepared, or is about to be removed; and no
-//! packet that saw an element removed is still processed when another one is put in.
+//! Invariant: an element is of a transaction that is prepared or is prepared next, or it is about to be
+//! removed; and no packet that saw an element removed is still processed when another one is put in.
 
 use std::{
     collections::BTreeMap,
@@ -65,8 +65,11 @@ impl Default for Hearing {
 }
 
 impl Router {
-    /// Begins to listen for the VMs that a prepared transaction brings here. What was heard of them
-    /// before is kept.
+    /// Begins to listen for the VMs that a transaction brings here. What was heard of them before is
+    /// kept.
+    ///
+    /// The caller prepares the transaction next, not before: an agent that is killed in between leaves
+    /// elements that its successor removes, not a transaction that nobody listens for.
     pub fn await_announcements(
         &mut self,
         id: TransactionId,

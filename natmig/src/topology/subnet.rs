@@ -12,7 +12,7 @@ use super::Segment;
 use crate::{addresses::IpFamily, names::RouterName};
 
 /// A segment's addresses of one family: all of it is of that family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Subnet {
     /// Its prefix.
     pub prefix: IpNet,
