@@ -62,8 +62,10 @@ pub struct SmallTraffic(pub u32);
 impl SmallTraffic {
     /// Bits of the bytes, guard included; the packets have the rest.
     const BYTE_BITS: u32 = 24;
-    /// The guards: 2^23 bytes (8 MB) and 128 packets. More CPUs than that cannot be between their
-    /// addition and the taking at once without a count going astray.
+    /// CPUs that may count in the same word: more could not all be between their addition and the
+    /// taking without a count going astray.
+    pub const MOST_CPUS: u32 = 128;
+    /// The guards: 2^23 bytes (8 MB) and 128 packets.
     const GUARDS: u32 = 1 << 31 | 1 << (Self::BYTE_BITS - 1);
 
     /// One packet of this many bytes.

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use natmig_common::{Entry, Ipv4, Ipv6, PackedTraffic};
+use natmig_common::{Entry, Ipv4, Ipv6, PackedTraffic, Settled};
 
 use self::{ethtool::Ethtool, netdev::Netdev};
 use super::facts::{
@@ -171,13 +171,22 @@ fn memory(config: &RouterConfig) -> u64 {
         .ok()
         .and_then(|cpus| u32::try_from(cpus).ok())
         .map_or(1, |cpus| config.binding_banks(cpus));
-    let family = |addresses: u32, entry: usize| {
-        let each = entry + 2 * size_of::<PackedTraffic>() * banks as usize;
+    let family = |addresses: u32, entry: usize, settled: usize| {
+        let each = entry + settled + 2 * size_of::<PackedTraffic>() * banks as usize;
         let buckets = u64::from(addresses).next_power_of_two();
         u64::from(addresses) * each as u64 + buckets * BUCKET
     };
-    family(config.max_addresses, size_of::<Entry<Ipv4>>())
-        + family(config.max_addresses_ipv6, size_of::<Entry<Ipv6>>())
+    let ipv4 = family(
+        config.max_addresses,
+        size_of::<Entry<Ipv4>>(),
+        size_of::<Settled<Ipv4>>(),
+    );
+    let ipv6 = family(
+        config.max_addresses_ipv6,
+        size_of::<Entry<Ipv6>>(),
+        size_of::<Settled<Ipv6>>(),
+    );
+    ipv4 + ipv6
 }
 
 fn link(
