@@ -141,6 +141,8 @@ counters! {
     AnnouncementUnexpected = 39 Step "announcement_unexpected";
     /// Step: the ring buffer was full when a VM was heard; the agent learns it from the table.
     AnnouncementUnreported = 40 Step "announcement_unreported";
+    /// A locator that stands for no VM here would leave where only identities are known.
+    DropUnknownLocator = 41 Dropped "unknown_locator";
 }
 
 impl Counter {

@@ -50,6 +50,8 @@ pub struct Plan<I: Ip> {
     pub(crate) anchored: u8,
     /// 1 if the packet is sent after a VM that moved on.
     pub(crate) moved_on: u8,
+    /// 1 if the packet would still have a locator where it leaves on access or external.
+    pub(crate) shows_locator: u8,
 }
 
 impl<I: Ip> Plan<I> {
@@ -70,6 +72,7 @@ impl<I: Ip> Plan<I> {
         bound: 0,
         anchored: 0,
         moved_on: 0,
+        shows_locator: 0,
     };
 
     /// Begins with a packet: sets what the planning does not set for every packet.
@@ -81,6 +84,7 @@ impl<I: Ip> Plan<I> {
         self.bound = 0;
         self.anchored = 0;
         self.moved_on = 0;
+        self.shows_locator = 0;
     }
 }
 
@@ -181,6 +185,10 @@ pub(crate) fn outer<E: Environment, I: Ip>(
     if !from_outside(link) && source.is_locator() {
         plan.source_outside = source.counterpart;
     }
+    plan.shows_locator = u8::from(
+        (source.found.prefix.in_pool && plan.source_outside == packet.source)
+            || (destination.found.prefix.in_pool && plan.destination == packet.destination),
+    );
     plan.quoted_source = packet.quoted_source;
     plan.quoted_in_fabric = packet.quoted_destination;
     plan.quoted_outside = packet.quoted_destination;
@@ -266,6 +274,7 @@ pub(crate) fn quote<E: Environment, I: Ip>(
     if outside && visible.found.prefix.in_pool {
         return Some(Outcome::Drop(Counter::DropLocatorFromOutside));
     }
+    let is_pooled = visible.found.prefix.in_pool;
     let mut bound = false;
     match visible.action() {
         Action::Absent => {}
@@ -282,6 +291,9 @@ pub(crate) fn quote<E: Environment, I: Ip>(
                 plan.quoted_source = visible.counterpart;
             }
         }
+    }
+    if is_pooled && plan.quoted_source == packet.quoted_source {
+        plan.shows_locator = 1;
     }
 
     lookup(
@@ -307,6 +319,9 @@ pub(crate) fn quote<E: Environment, I: Ip>(
     }
     if !outside && visible.is_locator() {
         plan.quoted_outside = visible.counterpart;
+    }
+    if visible.found.prefix.in_pool && plan.quoted_outside == packet.quoted_destination {
+        plan.shows_locator = 1;
     }
     if bound {
         plan.bound = 1;

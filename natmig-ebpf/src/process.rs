@@ -256,6 +256,9 @@ fn conclude<E: Environment, I: Ip>(
     if kind == HopKind::TooBig {
         return pass(environment, interface, link, state, Counter::PassFragment);
     }
+    if !to_fabric && plan.shows_locator != 0 {
+        return Outcome::Drop(Counter::DropUnknownLocator);
+    }
     rewrite.hop = u32::from(!from_kernel);
     join(state);
     if I::NUMBER == Ipv4::NUMBER {

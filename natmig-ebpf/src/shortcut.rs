@@ -144,8 +144,14 @@ fn take<E: Environment, I: Ip>(
         return None;
     }
     let mut source = packet.source;
-    if from.is_bound() && from.in_pool && from_fabric && !to_fabric {
-        source = from.counterpart;
+    if !to_fabric {
+        // Locators do not leave the fabric.
+        if to.in_pool || (from.in_pool && !from.is_bound()) {
+            return None;
+        }
+        if from.in_pool {
+            source = from.counterpart;
+        }
     }
 
     let link = Link {
