@@ -39,6 +39,36 @@ impl Change {
         Self(self.0.wrapping_add(other.0))
     }
 
+    /// The same change in 18 bits, so that it is cheap to apply more than once.
+    #[inline(always)]
+    pub fn folded(self) -> Self {
+        let sum = (self.0 & 0xffff_ffff).wrapping_add(self.0 >> 32);
+        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        Self(sum)
+    }
+
+    /// As [`Change::apply`], of a [`Change::folded`] one and at most a word.
+    #[inline(always)]
+    pub fn apply_folded(self, checksum: u16) -> u16 {
+        let sum = self.0.wrapping_add(u64::from(!checksum));
+        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        let [low, high, ..] = sum.to_le_bytes();
+        !u16::from_le_bytes([low, high])
+    }
+
+    /// As [`Change::apply_udp`], of such a change.
+    #[inline(always)]
+    pub fn apply_udp_folded(self, checksum: u16) -> u16 {
+        if checksum == 0 {
+            return 0;
+        }
+        match self.apply_folded(checksum) {
+            0 => 0xffff,
+            updated => updated,
+        }
+    }
+
     /// The checksum that becomes of `checksum`.
     #[inline(always)]
     pub fn apply(self, checksum: u16) -> u16 {

@@ -72,6 +72,15 @@ pub trait Ip: Family {
         addresses: Change,
     );
 
+    /// Writes addresses, a decremented hop limit (TTL) and the checksums into a packet that
+    /// [`Ip::glance`] read; `addresses` is what the addresses do to a checksum, folded.
+    fn write_plain(
+        frame: &Frame<'_>,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    );
+
     /// Writes addresses into the quoted packet's header; `addresses` is what they do to a checksum.
     /// What all of the header's changes do to one, or `None` if there is no such header.
     fn write_quoted(

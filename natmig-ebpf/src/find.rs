@@ -60,22 +60,17 @@ impl Found {
 
 /// The element of the address's /16 or, where that says so, of its /24.
 #[inline(always)]
-fn element_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> PrefixIpv4 {
+fn element_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> Option<PrefixIpv4> {
     let number = address.number();
-    let Some(wide) = environment.prefix_ipv4(number >> 16) else {
-        return PrefixIpv4::default();
-    };
-    let wide = shared::prefix_ipv4(wide);
+    let wide = shared::prefix_ipv4(environment.prefix_ipv4(number >> 16)?);
     if wide.block < PrefixIpv4::FIRST {
-        return wide;
+        return Some(wide);
     }
     let chunk = wide.block.wrapping_sub(PrefixIpv4::FIRST);
     let at = WIDE_PREFIXES
         .wrapping_add(chunk.wrapping_mul(CHUNK_LENGTH))
         .wrapping_add((number >> 8) & 0xff);
-    environment
-        .prefix_ipv4(at)
-        .map_or_else(PrefixIpv4::default, shared::prefix_ipv4)
+    environment.prefix_ipv4(at).map(shared::prefix_ipv4)
 }
 
 /// Whether the address, whose /24 has this element, is in a pool.
@@ -113,14 +108,14 @@ fn prefix_of_element<E: Environment>(
 /// What is known of an IPv4 address's prefix.
 #[inline(always)]
 pub(crate) fn prefix_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> Prefix {
-    let element = element_ipv4(environment, address);
+    let element = element_ipv4(environment, address).unwrap_or_default();
     prefix_of_element(environment, address, element)
 }
 
 /// The route of an IPv4 address's prefix.
 #[inline(always)]
 pub(crate) fn route_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> u16 {
-    element_ipv4(environment, address).route
+    element_ipv4(environment, address).map_or(0, |element| element.route)
 }
 
 /// Finds an IPv4 address.
@@ -129,7 +124,7 @@ pub(crate) fn find_ipv4<E: Environment, I: Ip<Address = AddressIpv4>>(
     environment: &E,
     address: AddressIpv4,
 ) -> Found {
-    let element = element_ipv4(environment, address);
+    let element = element_ipv4(environment, address).unwrap_or_default();
     let index = match element.block {
         PrefixIpv4::NONE => Found::NO_ENTRY,
         PrefixIpv4::HASH => environment.index::<I>(address).unwrap_or(Found::NO_ENTRY),
@@ -150,7 +145,7 @@ pub(crate) fn find_directly_ipv4<E: Environment>(
     environment: &E,
     address: AddressIpv4,
 ) -> Option<Found> {
-    let element = element_ipv4(environment, address);
+    let element = element_ipv4(environment, address)?;
     let index = match element.block {
         PrefixIpv4::NONE => Found::NO_ENTRY,
         PrefixIpv4::HASH => return None,

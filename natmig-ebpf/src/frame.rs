@@ -52,7 +52,8 @@ impl<'a> Frame<'a> {
     #[inline(always)]
     pub fn length(&self) -> u32 {
         let length = self.end.addr().wrapping_sub(self.start.addr());
-        u32::try_from(length).unwrap_or(u32::MAX)
+        // Masked, so that no case is left to be told apart.
+        u32::try_from(length & 0xffff_ffff).unwrap_or(u32::MAX)
     }
 
     /// `N` bytes at `AT`, if the frame has them.

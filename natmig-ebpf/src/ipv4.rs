@@ -191,6 +191,29 @@ impl Ip for Ipv4 {
     }
 
     #[inline(always)]
+    fn write_plain(
+        frame: &Frame<'_>,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    ) {
+        let Some(header) = frame.fixed::<14, 28>() else {
+            return;
+        };
+        let old = header.word::<8>();
+        header.set_byte::<8>(packet.hops.wrapping_sub(1));
+        let covered = addresses.word(old, header.word::<8>());
+        header.set_word::<10>(covered.apply_folded(header.word::<10>()));
+        header.set_address_ipv4::<12>(rewrite.source);
+        header.set_address_ipv4::<16>(rewrite.destination);
+        if packet.optional_checksum != 0 {
+            header.set_word::<26>(addresses.apply_udp_folded(header.word::<26>()));
+        } else if let Some(tcp) = frame.fixed::<50, 2>() {
+            tcp.set_word::<0>(addresses.apply_folded(tcp.word::<0>()));
+        }
+    }
+
+    #[inline(always)]
     fn write_quoted(
         frame: &Frame<'_>,
         packet: &Packet<Self>,

@@ -224,6 +224,26 @@ impl Ip for Ipv6 {
     }
 
     #[inline(always)]
+    fn write_plain(
+        frame: &Frame<'_>,
+        packet: &Packet<Self>,
+        rewrite: &Rewrite<Self>,
+        addresses: Change,
+    ) {
+        let Some(header) = frame.fixed::<14, 48>() else {
+            return;
+        };
+        header.set_byte::<7>(packet.hops.wrapping_sub(1));
+        header.set_address_ipv6::<8>(rewrite.source);
+        header.set_address_ipv6::<24>(rewrite.destination);
+        if packet.optional_checksum != 0 {
+            header.set_word::<46>(addresses.apply_udp_folded(header.word::<46>()));
+        } else if let Some(tcp) = frame.fixed::<70, 2>() {
+            tcp.set_word::<0>(addresses.apply_folded(tcp.word::<0>()));
+        }
+    }
+
+    #[inline(always)]
     fn write_quoted(
         frame: &Frame<'_>,
         packet: &Packet<Self>,

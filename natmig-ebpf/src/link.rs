@@ -187,7 +187,7 @@ pub(crate) fn set_macs<E: Environment>(
     destination: HardwareAddress,
     source: HardwareAddress,
 ) {
-    if let Some(ethernet) = environment.frame().window::<14>(0) {
+    if let Some(ethernet) = environment.frame().fixed::<0, 14>() {
         ethernet.set_mac::<0>(destination);
         ethernet.set_mac::<6>(source);
     }

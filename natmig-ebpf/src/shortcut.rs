@@ -15,8 +15,8 @@ use crate::{
     environment::Environment,
     family::Ip,
     find::Found,
-    link::{self, ETHERNET, Link},
-    shared,
+    frame::Frame,
+    link, shared,
     translate::{self, Rewrite},
 };
 
@@ -59,8 +59,8 @@ const REDIRECTED: u64 = 1 << 16;
 /// [`take`], as a function of its own: all programs' stacks together have 512 bytes, and it needs some
 /// of them only until it is known that the packet has to go the long way.
 #[inline(never)]
-fn take_apart<E: Environment, I: Ip>(environment: &E, interface: &Interface, ingress: u32) -> u64 {
-    take::<E, I>(environment, interface, ingress).map_or(0, Shortcut::word)
+fn take_apart<E: Environment, I: Ip>(environment: &E, ingress: u32) -> u64 {
+    take::<E, I>(environment, ingress).map_or(0, Shortcut::word)
 }
 
 /// Decides what becomes of the frame that came in on `ingress`, rewrites it accordingly and counts
@@ -68,44 +68,32 @@ fn take_apart<E: Environment, I: Ip>(environment: &E, interface: &Interface, ing
 /// to be asked.
 #[inline(always)]
 pub fn shortcut<E: Environment>(environment: &E, ingress: u32) -> Option<Shortcut> {
-    // First, because a router without an agent would go a good part of the way in vain.
-    if !environment.believes_routes() {
-        return None;
-    }
-    let interface = environment.interface(ingress)?;
     let ethernet = environment.frame().fixed::<0, 14>()?;
-    let mac = ethernet.mac::<0>();
-    if mac != shared::mac(&interface.mac) || mac.is_group() {
-        return None;
-    }
     match ethernet.number::<12>() {
-        link::IPV4 => Shortcut::from_word(take_apart::<E, Ipv4>(environment, interface, ingress)),
-        link::IPV6 => Shortcut::from_word(take_apart::<E, Ipv6>(environment, interface, ingress)),
+        link::IPV4 => Shortcut::from_word(take_apart::<E, Ipv4>(environment, ingress)),
+        link::IPV6 => Shortcut::from_word(take_apart::<E, Ipv6>(environment, ingress)),
         _ => None,
     }
 }
 
 /// As [`shortcut`], for a frame of the family to the interface's own MAC address.
 #[inline(always)]
-fn take<E: Environment, I: Ip>(
-    environment: &E,
-    interface: &Interface,
-    ingress: u32,
-) -> Option<Shortcut> {
+fn take<E: Environment, I: Ip>(environment: &E, ingress: u32) -> Option<Shortcut> {
+    let frame = environment.frame();
+    let packet = I::glance(&frame)?;
+    if I::is_confined(&packet) {
+        return None;
+    }
+    // Before all other tables, because this may be far away, and what follows does not wait for it.
+    let to = find::<E, I>(environment, packet.destination, true)?;
+    let interface = receiver(environment, &frame, ingress)?;
     let role = Role::from_raw(interface.role)?;
     let from_fabric = match role {
         Role::Fabric => true,
         Role::Access | Role::External => false,
         Role::Kernel => return None,
     };
-    let frame = environment.frame();
     let length = frame.length();
-    let packet = I::glance(&frame)?;
-    if I::is_confined(&packet) {
-        return None;
-    }
-
-    let to = find::<E, I>(environment, packet.destination, true)?;
     let from = find::<E, I>(environment, packet.source, false)?;
     if !from_fabric && (to.in_pool || from.in_pool) {
         return None;
@@ -154,10 +142,6 @@ fn take<E: Environment, I: Ip>(
         }
     }
 
-    let link = Link {
-        network: ETHERNET,
-        ..Link::EMPTY
-    };
     let rewrite = Rewrite::<I> {
         source,
         destination,
@@ -165,7 +149,7 @@ fn take<E: Environment, I: Ip>(
         ..Rewrite::EMPTY
     };
     let device = next.device;
-    translate::apply(environment, &link, &packet, &rewrite);
+    translate::apply_plain(&environment.frame(), &packet, &rewrite);
     link::set_macs(
         environment,
         shared::mac(&next.destination_mac),
@@ -198,6 +182,25 @@ fn take<E: Environment, I: Ip>(
     }
     environment.count(slot, Counter::Transit, length);
     Some(Shortcut::Redirect(device, Counter::Transit))
+}
+
+/// The interface that took the frame, if the frame was sent to its own MAC address, and if routes of our
+/// own are believed: without them nothing takes the shortcut.
+#[inline(always)]
+pub(crate) fn receiver<'a, E: Environment>(
+    environment: &'a E,
+    frame: &Frame<'_>,
+    ingress: u32,
+) -> Option<&'a Interface> {
+    if !environment.believes_routes() {
+        return None;
+    }
+    let interface = environment.interface(ingress)?;
+    let mac = frame.fixed::<0, 14>()?.mac::<0>();
+    if mac != shared::mac(&interface.mac) || mac.is_group() {
+        return None;
+    }
+    Some(interface)
 }
 
 /// What the shortcut knows of one of the packet's addresses.

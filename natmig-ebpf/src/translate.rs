@@ -87,6 +87,16 @@ pub(crate) fn apply<E: Environment, I: Ip>(
     }
 }
 
+/// [`apply`], of a packet that [`Ip::glance`] read, with its hop limit decremented.
+#[inline(always)]
+pub(crate) fn apply_plain<I: Ip>(frame: &Frame<'_>, packet: &Packet<I>, rewrite: &Rewrite<I>) {
+    let addresses = Change::NONE
+        .address(packet.source, rewrite.source)
+        .address(packet.destination, rewrite.destination)
+        .folded();
+    I::write_plain(frame, packet, rewrite, addresses);
+}
+
 /// [`apply`], as a function of its own: all programs' stacks together have 512 bytes, and addresses
 /// of IPv6 take many of them.
 #[inline(never)]

@@ -48,8 +48,13 @@ fn element<'a, T, const N: usize>(table: *const [T; N], number: u32) -> Option<&
     if number >= N as u64 {
         return None;
     }
+    let element = table.cast::<T>().wrapping_add(number as usize);
     // SAFETY: the table is valid memory for as long as the program runs, and the element in it.
-    Some(unsafe { &*table.cast::<T>().wrapping_add(number as usize) })
+    unsafe {
+        // Else the compiler has the program ask once more, by the pointer, whether there is one.
+        core::hint::assert_unchecked(!element.is_null());
+        Some(&*element)
+    }
 }
 
 impl Xdp {

@@ -30,6 +30,27 @@ fn udp_computed_zero_becomes_all_ones() {
     assert_eq!(Change::NONE.word(0x5555, 0x3285).apply_udp(0xdd2f), 0xffff);
 }
 
+#[test]
+fn a_folded_change_does_what_the_change_does() {
+    let changes = [0x5555_u16, 0, 1, 0xfffe, 0xffff].map(|word| {
+        let [old, new] = [[192, 0, 2, 1], [198, 51, 100, 255]].map(AddressIpv4::new);
+        Change::NONE.word(0x3285, word).address(old, new)
+    });
+    for change in [Change::NONE, Change::NONE.word(0x5555, 0x3285)]
+        .iter()
+        .chain(&changes)
+    {
+        for checksum in 0..=u16::MAX {
+            let folded = change.folded();
+            assert_eq!(folded.apply_folded(checksum), change.apply(checksum));
+            assert_eq!(
+                folded.apply_udp_folded(checksum),
+                change.apply_udp(checksum)
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -54,6 +75,7 @@ proptest! {
         bytes[at..at + 2].copy_from_slice(&word);
         change = change.word(u16::from_ne_bytes(old), u16::from_ne_bytes(word));
         prop_assert_eq!(change.apply(before), full(&bytes));
+        prop_assert_eq!(change.folded().apply_folded(before), full(&bytes));
     }
 
     #[test]
