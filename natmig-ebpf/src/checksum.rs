@@ -13,6 +13,10 @@ impl Change {
     /// Nothing is replaced.
     pub const NONE: Self = Self(0);
 
+    /// The first byte of a word that the checksum covers, which is not 0, is decremented.
+    #[expect(clippy::as_conversions, reason = "no other conversion is constant")]
+    pub const DECREMENT: Self = Self(u16::from_ne_bytes([0xfe, 0xff]) as u64);
+
     /// The checksum covers a word that is replaced.
     #[inline(always)]
     pub fn word(self, old: u16, new: u16) -> Self {

@@ -60,7 +60,10 @@ impl Found {
 
 /// The element of the address's /16 or, where that says so, of its /24.
 #[inline(always)]
-fn element_ipv4<E: Environment>(environment: &E, address: AddressIpv4) -> Option<PrefixIpv4> {
+pub(crate) fn element_ipv4<E: Environment>(
+    environment: &E,
+    address: AddressIpv4,
+) -> Option<PrefixIpv4> {
     let number = address.number();
     let wide = shared::prefix_ipv4(environment.prefix_ipv4(number >> 16)?);
     if wide.block < PrefixIpv4::FIRST {

@@ -249,6 +249,18 @@ impl<const N: usize> Window<'_, N> {
         }
     }
 
+    /// Sets the MAC addresses at `AT` and behind it, which are the first eight and the last four bytes in
+    /// memory order.
+    #[inline(always)]
+    pub fn set_macs<const AT: usize>(&self, (first, last): (u64, u32)) {
+        const { assert!(AT + 12 <= N) };
+        // SAFETY: as in `word`.
+        unsafe {
+            self.store(AT, first);
+            self.store(const { AT + 8 }, last);
+        }
+    }
+
     /// Sum of the window's words in memory order, for a checksum over all of it.
     #[inline(always)]
     pub fn sum(&self) -> u64 {

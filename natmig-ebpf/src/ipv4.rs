@@ -3,6 +3,7 @@
 pub(crate) mod arp;
 pub(crate) mod error;
 mod frag_needed;
+pub(crate) mod to_identity;
 
 use natmig_common::{Counter, Interface, Ipv4, Settled};
 

@@ -6,11 +6,14 @@
 //! that was written before it. A branch would not do (a load may be executed ahead of one). What is
 //! read of a bucket's slot depends on its `used` in the same way.
 
-use core::ptr::{addr_of, read_volatile};
+use core::{
+    mem::offset_of,
+    ptr::{addr_of, read_volatile},
+};
 
 use natmig_common::{
-    Action, BlockIpv6, Entry, Family, Ipv4, Ipv6, Mac, PoolMask, PrefixIpv4, PrefixIpv6, Reference,
-    Settled, Version,
+    Action, BlockIpv6, Entry, Family, Ipv4, Ipv6, Mac, NextHop, PoolMask, PrefixIpv4, PrefixIpv6,
+    Reference, Settled, Version,
 };
 
 use crate::{
@@ -173,6 +176,12 @@ pub(crate) fn prefix_ipv4(element: &PrefixIpv4) -> PrefixIpv4 {
     }
 }
 
+/// Whether no address with the element's prefix has an entry or is in a pool.
+#[inline(always)]
+pub(crate) fn is_unbound(element: PrefixIpv4) -> bool {
+    element.block == PrefixIpv4::NONE && element.pool == 0
+}
+
 /// Whether the pool has the address that ends in `octet`.
 #[inline(always)]
 pub(crate) fn pool_mask_has(mask: &PoolMask, octet: u32) -> bool {
@@ -267,9 +276,36 @@ pub(crate) fn mac(mac: &Mac) -> HardwareAddress {
     }
 }
 
+/// The MAC addresses of a frame that leaves by way of the next hop: the destination's, and behind it
+/// the source's, as the first eight and the last four bytes in memory order.
+#[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "what is read unaligned is read as such"
+)]
+pub(crate) fn macs(next: &NextHop) -> (u64, u32) {
+    let macs = core::ptr::from_ref(next)
+        .cast::<u8>()
+        .wrapping_add(const { offset_of!(NextHop, destination_mac) });
+    let (first, last) = (macs.cast::<u64>(), macs.wrapping_add(8).cast::<u32>());
+    // SAFETY: the twelve bytes are valid, one address behind the other (asserted below); the BPF target
+    // reads them wherever they lie, see `frame.rs`.
+    unsafe {
+        if cfg!(target_arch = "bpf") {
+            (first.read(), last.read())
+        } else {
+            (first.read_unaligned(), last.read_unaligned())
+        }
+    }
+}
+
+const _: () = assert!(
+    offset_of!(NextHop, source_mac) == offset_of!(NextHop, destination_mac).wrapping_add(6)
+);
+
 /// Whether the next hop can be used.
 #[inline(always)]
-pub(crate) fn is_valid(next: &natmig_common::NextHop) -> bool {
+pub(crate) fn is_valid(next: &NextHop) -> bool {
     // SAFETY: the reference is valid; volatile, because userspace may write it.
     unsafe { read_volatile(addr_of!(next.valid)) != 0 }
 }

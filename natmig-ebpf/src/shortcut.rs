@@ -16,6 +16,7 @@ use crate::{
     family::Ip,
     find::Found,
     frame::Frame,
+    ipv4::to_identity,
     link, shared,
     translate::{self, Rewrite},
 };
@@ -68,9 +69,13 @@ fn take_apart<E: Environment, I: Ip>(environment: &E, ingress: u32) -> u64 {
 /// to be asked.
 #[inline(always)]
 pub fn shortcut<E: Environment>(environment: &E, ingress: u32) -> Option<Shortcut> {
-    let ethernet = environment.frame().fixed::<0, 14>()?;
+    let frame = environment.frame();
+    let ethernet = frame.fixed::<0, 14>()?;
     match ethernet.number::<12>() {
-        link::IPV4 => Shortcut::from_word(take_apart::<E, Ipv4>(environment, ingress)),
+        link::IPV4 => match to_identity::translate(environment, &frame, ingress) {
+            Some(device) => Some(Shortcut::Redirect(device, Counter::Translated)),
+            None => Shortcut::from_word(take_apart::<E, Ipv4>(environment, ingress)),
+        },
         link::IPV6 => Shortcut::from_word(take_apart::<E, Ipv6>(environment, ingress)),
         _ => None,
     }

@@ -2,8 +2,8 @@
 
 /// IP protocols.
 pub(crate) const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 const DCCP: u8 = 33;
 pub(crate) const ICMPV6: u8 = 58;
 const UDP_LITE: u8 = 136;

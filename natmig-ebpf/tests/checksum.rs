@@ -51,6 +51,14 @@ fn a_folded_change_does_what_the_change_does() {
     }
 }
 
+#[test]
+fn a_decrement_is_that_of_the_first_byte() {
+    for first in 1..=u8::MAX {
+        let [old, new] = [[first, 17], [first - 1, 17]].map(u16::from_ne_bytes);
+        assert_eq!(Change::DECREMENT, Change::NONE.word(old, new));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
