@@ -16,7 +16,7 @@ use natmig::{
     proto::v1,
 };
 use serde_json::{Value, json};
-use support::{Client, Fabric, RunningController, reach, start, start_request, vms};
+use support::{Client, Fabric, RunningController, reach, speak, start, start_request, vms};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::{UnixListener, UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
@@ -413,7 +413,7 @@ async fn hook(fabric: &Fabric, options: &[&str], call: &[&str], xml: &str) -> Ou
 
 async fn call(fabric: &Fabric, segment: &str, call: &[&str]) {
     // A domain may have another name than the VM: its MAC address tells.
-    let xml = xml("instance-00000007", "02:00:00:00:00:0a");
+    let xml = xml(GUEST, MAC);
     let output = hook(fabric, &["--segment", segment], call, &xml).await;
     assert!(output.status.success(), "{call:?}: {output:?}");
 }
@@ -427,6 +427,7 @@ async fn ready() -> (Fabric, RunningController, Client) {
 }
 
 const GUEST: &str = "instance-00000007";
+const MAC: &str = "02:00:00:00:00:0a";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn libvirt_migrates_a_guest() {
@@ -441,9 +442,12 @@ async fn libvirt_migrates_a_guest() {
     call(&fabric, "rack1", &[GUEST, "release", "end", "migrated"]).await;
     reach(&mut client, 1, Phase::is_final).await;
     assert_eq!(segment(&mut client, "vm1").await, "rack2");
-    // Back, with a libvirt that gives no reasons; then within the segment, which is none of natmig's.
+    // Back, with a libvirt that gives no reasons: the guest may as well have been destroyed, until it
+    // is heard. Then within the segment, which is none of natmig's.
     call(&fabric, "rack1", &[GUEST, "migrate", "begin", "-"]).await;
     call(&fabric, "rack2", &[GUEST, "release", "end", "-"]).await;
+    assert_eq!(phase(&mut client).await, Phase::Prepared);
+    speak(&fabric.memory("edge1"), MAC.parse().unwrap(), 1);
     reach(&mut client, 2, Phase::is_final).await;
     assert_eq!(segment(&mut client, "vm1").await, "rack1");
     call(&fabric, "rack1", &[GUEST, "migrate", "begin", "-"]).await;

@@ -49,6 +49,7 @@ pub(super) async fn announce(
     client: &mut Client,
     vm: &VmName,
     to: &SegmentName,
+    activation: Activation,
 ) -> Result<Announced, Failure> {
     let state = vm_state(client, vm).await?;
     if let Some(id) = state.migration {
@@ -71,7 +72,7 @@ pub(super) async fn announce(
     }
     let request = MigrateRequest {
         moves: vec![(vm.clone(), to.clone())],
-        activation: Activation::Manual,
+        activation,
         unreachable: Unreachable::Abort,
     };
     let answer = client

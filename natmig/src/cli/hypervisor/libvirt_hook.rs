@@ -5,8 +5,12 @@
 //!
 //! - A hook's output replaces the domain's XML; no output leaves it as it is, so nothing is printed.
 //! - `started` of an incoming guest comes *before* its memory: its processors stand still, and no
-//!   operation tells when they run. The source's `release` with the reason `migrated` is the first
-//!   that comes after it.
+//!   operation tells when they run. The source's `release` is the first that comes after it: seconds
+//!   later, when its QEMU has ended, and after post-copy when all memory has followed. QEMU announces
+//!   the guest the moment it runs, so the new edge routers listen for it.
+//! - `release` has a reason only since libvirt 10.5. Without one, a guest that was migrated is not
+//!   told from one that ended while it was, or long after a destination failed that calls no hook
+//!   then (before it has made the guest): only being heard lets those migrations take effect.
 //! - A failing `reconnect` kills the guest, a failing `prepare`, `start` or `started` its start. natmig
 //!   has nothing to do then, and succeeds without asking anybody.
 
@@ -24,15 +28,17 @@ use crate::{
         client::{Client, ClientArgs, Failure},
         migrate, progress,
     },
+    coordinator::Activation,
     hypervisor::{Way, domain::Domain},
     names::{SegmentName, VmName},
 };
 
 /// Announce migrations as libvirt's qemu hook
 ///
-/// Prepares a migration when libvirt on this host expects a guest (migrate), lets it take effect when
-/// libvirt on the source has released it (release, reason migrated), and aborts it when the guest ends
-/// before it got here. Guests that are not in natmig's inventory, and those that stay in their segment,
+/// Prepares a migration when libvirt on this host expects a guest (migrate). It takes effect when the
+/// guest is heard here, as with `natmig migrate --activate on-announce`, at the latest when libvirt on
+/// the source has released it (release, reason migrated), and is aborted when the guest ends before
+/// it got here. Guests that are not in natmig's inventory, and those that stay in their segment,
 /// are left alone. A refusal of natmig's makes libvirt cancel the guest's migration before it begins;
 /// nothing that comes later can fail a guest.
 #[derive(Debug, clap::Args)]
@@ -40,7 +46,8 @@ use crate::{
     after_help = "Installation: the executable file /etc/libvirt/hooks/qemu.d/natmig on every host,\n\
     with the host's own segment, then a restart of libvirt's daemon:\n  \
     #!/bin/sh\n  \
-    exec natmig libvirt-hook --segment rack2 -- \"$@\"\n\n\
+    exec natmig libvirt-hook --segment rack2 --controller https://198.18.0.1:7400 -- \"$@\"\n\
+    libvirt passes none of its environment but PATH, so variables are set in the file.\n\n\
     Examples, as libvirt calls it:\n  \
     natmig libvirt-hook --segment rack2 -- web1 migrate begin - < web1.xml\n  \
     natmig libvirt-hook --segment rack1 -- web1 release end migrated < web1.xml\n\n\
@@ -93,15 +100,20 @@ enum Task {
     Activate,
     /// A guest ended here, and was not migrated.
     Abort,
+    /// A guest ended here, and may have been migrated.
+    AbortArrival,
 }
 
 impl Task {
     fn of(operation: &str, sub_operation: &str, extra: &str) -> Option<Self> {
         match (operation, sub_operation) {
             ("migrate", "begin") => Some(Self::Prepare),
-            // Before libvirt 10.5 no reason is given.
-            ("release", "end") if matches!(extra, "migrated" | "-") => Some(Self::Activate),
-            ("release", "end") => Some(Self::Abort),
+            ("release", "end") => Some(match extra {
+                "migrated" => Self::Activate,
+                // Before libvirt 10.5 no reason is given.
+                "-" => Self::AbortArrival,
+                _ => Self::Abort,
+            }),
             _ => None,
         }
     }
@@ -129,6 +141,10 @@ pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     for way in [Way::Arriving, Way::Leaving] {
                         super::abort(&mut client, &vm, way, &here).await?;
                     }
+                    Ok(())
+                }
+                Task::AbortArrival => {
+                    super::abort(&mut client, &vm, Way::Arriving, &here).await?;
                     Ok(())
                 }
             }
@@ -171,7 +187,8 @@ async fn prepare(
     vm: &VmName,
     here: &SegmentName,
 ) -> Result<(), Failure> {
-    let (id, started) = match super::announce(&mut client, vm, here).await? {
+    let announced = super::announce(&mut client, vm, here, Activation::OnAnnounce).await?;
+    let (id, started) = match announced {
         Announced::NotNeeded => return Ok(()),
         Announced::Started(id) => (id, true),
         Announced::Found(id) => (id, false),
@@ -210,7 +227,7 @@ mod tests {
         for (operation, sub_operation, extra, task) in [
             ("migrate", "begin", "-", Some(Task::Prepare)),
             ("release", "end", "migrated", Some(Task::Activate)),
-            ("release", "end", "-", Some(Task::Activate)),
+            ("release", "end", "-", Some(Task::AbortArrival)),
             ("release", "end", "crashed", Some(Task::Abort)),
             ("release", "end", "failed", Some(Task::Abort)),
             ("prepare", "begin", "-", None),

@@ -15,6 +15,7 @@ use crate::{
         client::{ClientArgs, Failure},
         daemon, output,
     },
+    coordinator::Activation,
     hypervisor::{
         Way,
         guest::{Guest, Need, Side},
@@ -282,7 +283,7 @@ impl<'a> Watcher<'a> {
                     (Way::Leaving, Some(to)) => SegmentName::new(to),
                     (Way::Leaving | Way::Arriving, _) => here.clone(),
                 };
-                match super::announce(client, &vm, &to).await? {
+                match super::announce(client, &vm, &to, Activation::Manual).await? {
                     Announced::NotNeeded => None,
                     Announced::Started(migration) => Some(Report::Announced {
                         way,
