@@ -171,6 +171,7 @@ pub fn run(natmig: &Path, options: &Options, say: &dyn Fn(&str)) -> Result<Verdi
     };
     let mut lab = Lab::start_with(topology, natmig, &setup)?;
     lab.network.trust_neighbors()?;
+    lab.network.retry_soon()?;
     let names = lab.control_plane().into_iter().map(str::to_owned);
     let (etcd, controllers) = names.partition(|name| name.starts_with("etcd"));
     let control_plane = ControlPlane { controllers, etcd };

@@ -44,6 +44,15 @@ const MEMORY: &str = "160";
 /// Emulated machines are slow, and start beside the lab's other programs.
 const PATIENCE: Duration = Duration::from_mins(4);
 
+/// A guest boots in seconds; one that takes this long never will.
+const BOOT_PATIENCE: Duration = Duration::from_secs(90);
+
+/// An emulated kernel hangs now and then while it starts. So often it may.
+const BOOTS: u32 = 3;
+
+/// Lines of a guest's console that an error shows.
+const CONSOLE_LINES: usize = 20;
+
 /// What guests boot.
 #[derive(Clone, Debug)]
 pub struct Boot {
@@ -203,6 +212,28 @@ impl Machine {
         })
     }
 
+    /// Starts one that boots the guest, and waits until it is up. One that hangs is given up, and
+    /// another one started.
+    pub fn boot(lab: &Lab, name: &str, segment: &str, guest: &Guest, boot: &Boot) -> Result<Self> {
+        let mut last = None;
+        for attempt in 1..=BOOTS {
+            let name = format!("{name}{attempt}");
+            let mut machine = Self::start(lab, &name, segment, guest, boot, false)?;
+            let Err(error) = machine.wait_booted() else {
+                return Ok(machine);
+            };
+            let console = std::fs::read_to_string(machine.process.log()).unwrap_or_default();
+            let lines: Vec<&str> = console.lines().collect();
+            let tail = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
+            let error = error.context(format!("its console: {tail:?}"));
+            eprintln!("{error:#}");
+            // It may have ended by itself.
+            let _ignored = machine.kill();
+            last = Some(error);
+        }
+        Err(last.context("no attempt")?)
+    }
+
     fn place(&self, what: &str) -> PathBuf {
         self.directory.join(format!("{}.{what}", self.name))
     }
@@ -227,8 +258,8 @@ impl Machine {
     }
 
     /// Waits until its guest says that it is up.
-    pub fn wait_booted(&mut self) -> Result<()> {
-        crate::run::wait_for(&format!("guest of {}", self.name), PATIENCE, || {
+    fn wait_booted(&mut self) -> Result<()> {
+        crate::run::wait_for(&format!("guest of {}", self.name), BOOT_PATIENCE, || {
             self.process.check()?;
             let said = std::fs::read_to_string(self.process.log()).unwrap_or_default();
             Ok(said.contains("guest is up").then_some(()))

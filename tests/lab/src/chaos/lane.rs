@@ -21,6 +21,10 @@ use crate::{account::Window, api::is_answer, run};
 /// Every migration goes on by then: all faults heal before.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Migrations that a fault has held up follow each other with a pause: a connection whose VM moves all
+/// the time never gets a packet through.
+const REST: Duration = Duration::from_millis(300);
+
 /// Pause before something is asked again.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -77,6 +81,9 @@ pub(super) fn play(stage: &Stage<'_>, lane: &Lane) -> Result<()> {
         // What others held up until all faults are over shows nothing any more.
         if !stage.wait_until(planned.at) || stage.begun.elapsed() > stage.length {
             break;
+        }
+        if stage.begun.elapsed() > planned.at + REST {
+            stage.sleep(REST);
         }
         let ways = mover.ways(lane, planned)?;
         let route: Vec<String> = ways

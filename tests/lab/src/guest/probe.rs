@@ -205,8 +205,10 @@ impl DatagramRecord {
         gaps.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// An error if something was lost that was sent outside of the windows, or came back twice.
-    pub fn check(&self, windows: &[Window]) -> Result<()> {
+    /// An error if something was lost that was sent outside of the windows, or came back twice. Windows
+    /// are longer by `learning`, for a peer that has to learn something when they end.
+    pub fn check(&self, windows: &[Window], learning: Duration) -> Result<()> {
+        let learning = u64::try_from(learning.as_nanos())?;
         ensure!(
             self.duplicates == 0,
             "{}: {} duplicates",
@@ -215,9 +217,9 @@ impl DatagramRecord {
         );
         let delay = self.longest_delay();
         for (number, datagram) in self.datagrams.iter().enumerate() {
-            let excused = windows
-                .iter()
-                .any(|it| datagram.sent + delay >= it.unplug && datagram.sent <= it.end());
+            let excused = windows.iter().any(|it| {
+                datagram.sent + delay >= it.unplug && datagram.sent <= it.end() + learning
+            });
             ensure!(
                 datagram.returned > 0 || excused,
                 "{}: datagram {number} of {} is lost, sent {} ns after the guest ran again",

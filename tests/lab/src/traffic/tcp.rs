@@ -17,8 +17,8 @@ use super::{Flow, Progress, Record, TCP_PORTS, content};
 use crate::network::Network;
 
 /// No progress for this long is a broken connection. After an outage a sender may be silent for as
-/// long as that lasted, for its timer doubles.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// long as that lasted, for its timer doubles, up to two minutes; and outages may follow each other.
+const PATIENCE: Duration = Duration::from_mins(5);
 const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]

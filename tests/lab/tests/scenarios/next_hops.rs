@@ -152,6 +152,14 @@ fn traffic_follows_routes_neighbours_and_links() {
     });
 }
 
+#[test]
+fn traffic_of_ipv6_follows_routes_neighbours_and_links() {
+    scenario(three_tier(), |lab| {
+        migrate(lab, &[("vm1", "rack3")])?;
+        follow(lab, "-6", "2001:db8:1::10", "2001:db8:3::/64")
+    });
+}
+
 fn follow(lab: &mut Lab, family: &str, vm: &str, prefix: &str) -> Result<()> {
     own_next_hops(lab, "edge1", "host1", vm)?;
     let ways = ways(lab, family, prefix)?;
