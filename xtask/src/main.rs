@@ -14,7 +14,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::Parser as _;
 
-use crate::command::{Privileged, step};
+use crate::command::{Privileged, cargo, check, step};
 
 /// Sets up, builds, demonstrates and tests natmig.
 #[derive(Debug, clap::Parser)]
@@ -78,6 +78,13 @@ enum Task {
     ///
     /// Example: `cargo xtask fuzz --minutes 30`
     Fuzz(fuzz::Arguments),
+    /// Checks natmig's invariants in every state of small fabrics: see `--help`.
+    #[command(disable_help_flag = true)]
+    Model {
+        /// Arguments of the model checker, such as `--more 1` or `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -142,6 +149,13 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Model { arguments } => {
+            let mut model = cargo();
+            model.args(["run", "--quiet", "--locked", "--release"]);
+            model.args(["--package", "natmig-model", "--"]);
+            check(model.args(arguments))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
