@@ -7,6 +7,7 @@
 //! the controller's inventory means, and `verdict` charges every packet.
 
 mod converge;
+mod counters;
 pub mod fault;
 mod journal;
 pub mod lane;
@@ -236,7 +237,26 @@ fn perform(
         "{} flows are heard; it begins",
         traffic.flows().len()
     ));
-    play(&stage, schedule, &traffic, say);
+    let watched: Vec<(String, String)> = {
+        let lab = stage.lab();
+        let instance = |name: &String| (name.clone(), lab.instance(name));
+        routers
+            .iter()
+            .map(|router| instance(&router.name))
+            .collect()
+    };
+    let counters = options.report.join("counters.log");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| counters::watch(&watched, &counters, &over));
+        play(&stage, schedule, &traffic, say);
+        over.store(true, Ordering::Relaxed);
+        match watch.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => stage.fail(format!("the routers' counters: {error:#}")),
+            Err(_) => stage.fail("the watch of the routers' counters panicked".to_owned()),
+        }
+    });
     run::check_interrupted()?;
     stage.journal.note("everything is healed; all must agree");
     let unconverged = converge::check(&stage)?;
