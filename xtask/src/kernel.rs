@@ -29,6 +29,10 @@ pub(crate) const NEEDS: &[Need] = &[
         package: "qemu-system-x86",
     },
     Need {
+        program: "strip",
+        package: "binutils",
+    },
+    Need {
         program: "busybox",
         package: "busybox-static",
     },

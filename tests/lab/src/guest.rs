@@ -41,13 +41,16 @@ pub const ECHO_PORT: u16 = 7;
 /// Debian's kernel, the file system and the page cache of a guest fit into this many MiB.
 const MEMORY: &str = "160";
 
+/// Bytes of a file system that fit, unpacked beside the packed one.
+const LARGEST_IMAGE: u64 = 40 << 20;
+
 /// Emulated machines are slow, and start beside the lab's other programs.
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A guest boots in seconds; one that takes this long never will.
 const BOOT_PATIENCE: Duration = Duration::from_secs(90);
 
-/// An emulated kernel hangs now and then while it starts. So often it may.
+/// An emulated kernel may hang while it starts. So often it is tried.
 const BOOTS: u32 = 3;
 
 /// Lines of a guest's console that an error shows.
@@ -70,9 +73,17 @@ impl Boot {
             ensure!(path.is_file(), "{name}: {} is no file", path.display());
             Ok(path)
         };
+        let image = file(IMAGE)?;
+        let bytes = image.metadata()?.len();
+        ensure!(
+            bytes <= LARGEST_IMAGE,
+            "{IMAGE}: {} has {} MiB, and a guest has {MEMORY}: is its program stripped?",
+            image.display(),
+            bytes >> 20
+        );
         Ok(Self {
             kernel: file(KERNEL)?,
-            image: file(IMAGE)?,
+            image,
         })
     }
 }

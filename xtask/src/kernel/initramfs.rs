@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::package::Kernel;
-use crate::command::{captured, find, output};
+use crate::command::{captured, check, find, output};
 
 /// A file system in the making: what init does, and what it needs for that.
 pub(super) struct Image<'a> {
@@ -64,7 +64,10 @@ impl<'a> Image<'a> {
 
     /// Takes a program along.
     pub(super) fn program(&mut self, path: &Path, name: &str) -> Result<()> {
-        install(path, name, &self.root)
+        install(path, name, &self.root)?;
+        // It is nine tenths of the program, and all of it would lie in the guest's memory.
+        let copy = self.root.join("bin").join(name);
+        check(Command::new("strip").arg("--strip-debug").arg(copy))
     }
 
     /// Takes a file along.
