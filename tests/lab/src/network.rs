@@ -482,7 +482,8 @@ impl Network {
 
     /// Has connections try again every two seconds at the latest, where the kernel can be told (Linux
     /// 6.15): otherwise an outage of a minute silences them for another two, and when their VMs move
-    /// all the time each attempt may fall into a move.
+    /// all the time each attempt may fall into a move. They may try 255 times; the usual 15 would be
+    /// over after half a minute.
     pub fn retry_soon(&self) -> Result<()> {
         const SETTING: &str = "net.ipv4.tcp_rto_max_ms";
         for (name, namespace) in &self.nodes {
@@ -491,7 +492,7 @@ impl Network {
             }
             let path = format!("/proc/sys/{}", SETTING.replace('.', "/"));
             if namespace.enter(|| Ok(std::path::Path::new(&path).exists()))? {
-                namespace.sysctl(&[(SETTING, "2000")])?;
+                namespace.sysctl(&[(SETTING, "2000"), ("net.ipv4.tcp_retries2", "255")])?;
             }
         }
         Ok(())
