@@ -29,7 +29,7 @@ const PASSED: [&str; 4] = [
 #[derive(Debug, Default)]
 struct Seen {
     believes: Option<bool>,
-    packets: BTreeMap<(String, &'static str), u64>,
+    packets: BTreeMap<&'static str, u64>,
 }
 
 /// Writes to `log` what rises, until it is `over`. Routers by name, with their instances.
@@ -63,19 +63,18 @@ fn look(instance: &str, seen: &mut Seen) -> Option<String> {
         };
         changes.push(what.to_owned());
     }
-    for interface in interfaces {
-        for counter in interface.counters {
-            if counter.class != "dropped" && !PASSED.contains(&counter.name) {
-                continue;
-            }
-            let key = (interface.interface.clone(), counter.name);
-            let before = seen.packets.insert(key, counter.packets).unwrap_or(0);
-            // A router that was rebooted begins anew.
-            let more = counter.packets.checked_sub(before);
-            let more = more.unwrap_or(counter.packets);
-            if more > 0 {
-                changes.push(format!("{} {} +{more}", interface.interface, counter.name));
-            }
+    let mut packets: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for counter in interfaces.iter().flat_map(|it| &it.counters) {
+        if counter.class == "dropped" || PASSED.contains(&counter.name) {
+            *packets.entry(counter.name).or_default() += counter.packets;
+        }
+    }
+    for (name, now) in packets {
+        let before = seen.packets.insert(name, now).unwrap_or(0);
+        // A router that was rebooted begins anew.
+        let more = now.checked_sub(before).unwrap_or(now);
+        if more > 0 {
+            changes.push(format!("{name} +{more}"));
         }
     }
     (!changes.is_empty()).then(|| changes.join(", "))
