@@ -1085,6 +1085,39 @@ fn blocks_make_way_when_their_room_is_needed() {
 }
 
 #[test]
+fn what_was_removed_rests_and_can_be_bound_again_at_once() {
+    in_place(|place| {
+        let mut config = place.config();
+        // Two blocks of each family and no room beside them.
+        config.max_addresses = 512;
+        config.max_addresses_ipv6 = 512;
+        let Started { mut router, .. } = Router::start(&config, &StartOptions::default()).unwrap();
+        router.replace(&dense(GROWN)).unwrap();
+        for round in 0..5 {
+            let case = format!("round {round}");
+            // In blocks that stay.
+            router.replace(&dense(SPARSE)).unwrap();
+            let reader = Reader::open(&place.instance).unwrap();
+            assert_eq!(reader.entries().count(), 4 * usize::from(SPARSE), "{case}");
+            assert!(reader.snapshot().unwrap().faults.is_empty(), "{case}");
+            router.replace(&dense(GROWN)).unwrap();
+            assert_same(&place.instance, &dense(GROWN), &case);
+            // With their blocks.
+            router.replace(&BTreeMap::new()).unwrap();
+            assert_eq!(reader.entries().count(), 0, "{case}");
+            assert!(reader.snapshot().unwrap().faults.is_empty(), "{case}");
+            router.replace(&dense(GROWN)).unwrap();
+            assert_same(&place.instance, &dense(GROWN), &case);
+            assert!(are_in_a_row(&place.instance), "{case}");
+        }
+        drop(router);
+        let router = Router::open(&place.instance).unwrap();
+        assert_eq!(router.table(), dense(GROWN));
+        assert_same(&place.instance, &dense(GROWN), "after the writer's end");
+    });
+}
+
+#[test]
 fn traffic_follows_an_entry_into_its_block_and_ends_with_it() {
     in_place(|place| {
         let Started { mut router, .. } = place.start();

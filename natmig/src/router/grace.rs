@@ -3,11 +3,16 @@
 //! Two kinds. The fast one reads the programs' activity counters: after a full fence, each CPU's
 //! `entered` is read, and the CPU has left the old state when its `left` has reached that number.
 //! An idle CPU's numbers are equal, so it is not waited for. The other is an RCU grace period of
-//! the kernel; it takes milliseconds and precedes every reuse of memory.
+//! the kernel; it takes milliseconds and precedes every reuse of memory. What is to be reused some
+//! time [lets one pass](Passing) and does not wait for it.
 
 use std::{
     io, mem,
-    sync::atomic::{Ordering, fence},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{Ordering, fence},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -51,6 +56,90 @@ pub(super) fn fast(activity: &Shared<Activity>) -> Result<Duration, RouterError>
 /// Waits for an RCU grace period: after it, nothing in the kernel holds what was unlinked before.
 pub(super) fn rcu() -> Result<(), RouterError> {
     rcu_after(membarrier())
+}
+
+/// RCU grace periods for which nobody waits: a thread lets them pass, one at a time.
+///
+/// The thread ends when this is dropped, or when the kernel refuses: then none passes any longer,
+/// and who needs one waits for [`rcu`], which says why.
+#[derive(Debug, Default)]
+pub(super) struct Passing {
+    shared: Arc<(Mutex<Passed>, Condvar)>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// How many grace periods were begun, and of how many it is known that they are over.
+#[derive(Debug, Default)]
+struct Passed {
+    begun: u64,
+    over: u64,
+    ends: bool,
+}
+
+/// A grace period, by the order in which they are begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Period(u64);
+
+impl Passing {
+    /// Begins one, which is over some milliseconds later.
+    pub(super) fn begin(&mut self) -> Period {
+        if self.thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let named = thread::Builder::new().name("grace".to_owned());
+            match named.spawn(move || let_pass(&shared)) {
+                Ok(thread) => self.thread = Some(thread),
+                Err(error) => tracing::warn!(%error, "no thread: grace periods are waited for"),
+            }
+        }
+        let (passed, changed) = &*self.shared;
+        let mut passed = lock(passed);
+        passed.begun += 1;
+        changed.notify_all();
+        Period(passed.begun)
+    }
+
+    /// Whether a grace period is over.
+    pub(super) fn is_over(&self, period: Period) -> bool {
+        period.0 <= lock(&self.shared.0).over
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        lock(&self.shared.0).ends = true;
+        self.shared.1.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::warn!("the thread of the grace periods panicked");
+        }
+    }
+}
+
+fn lock(passed: &Mutex<Passed>) -> MutexGuard<'_, Passed> {
+    // Numbers that only grow are right whoever panicked.
+    passed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets what has been begun pass until it is told to end.
+fn let_pass((passed, changed): &(Mutex<Passed>, Condvar)) {
+    let mut now = lock(passed);
+    loop {
+        while now.begun == now.over && !now.ends {
+            now = changed.wait(now).unwrap_or_else(PoisonError::into_inner);
+        }
+        if now.ends {
+            return;
+        }
+        let begun = now.begun;
+        drop(now);
+        if let Err(error) = rcu() {
+            tracing::warn!(%error, "grace periods are waited for from now on");
+            return;
+        }
+        now = lock(passed);
+        now.over = begun;
+    }
 }
 
 fn membarrier() -> io::Result<()> {
@@ -106,6 +195,22 @@ mod tests {
         }
         let refused = rcu_after(Err(io::Error::from_raw_os_error(libc::EPERM)));
         assert!(refused.unwrap_err().to_string().contains("membarrier"));
+    }
+
+    #[test]
+    fn grace_periods_pass_in_order_and_unwaited_for() {
+        let mut passing = Passing::default();
+        let first = passing.begin();
+        let second = passing.begin();
+        assert!(first < second);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !passing.is_over(second) {
+            assert!(Instant::now() < deadline, "a grace period without end");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(passing.is_over(first));
+        let third = passing.begin();
+        assert!(third > second);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     netlink::Socket,
     not_loaded,
     tables::{Prefixes as _, Tables, total_key},
-    version::Decoded,
+    version::{Decoded, action},
 };
 use crate::{config::RouterConfig, rule::MacAddress};
 
@@ -456,14 +456,18 @@ impl Reader {
         entry
     }
 
+    /// An entry, unless it is free, or was removed and will be.
+    fn in_use<F: Net>(&self, index: u32) -> Option<Entry<F>> {
+        let entry = self.stable::<F>(index);
+        let is_removed = entry.reference == 0 && action(&entry.current) == Action::Absent;
+        (entry.family != 0 && !is_removed).then_some(entry)
+    }
+
     fn view<F: Net>(&self, index: u32, totals: &Totals) -> Option<EntryView> {
         if index >= F::maps(&self.maps).capacity() {
             return None;
         }
-        let entry = self.stable::<F>(index);
-        if entry.family == 0 {
-            return None;
-        }
+        let entry = self.in_use::<F>(index)?;
         let reference = entry.reference().map(|reference| {
             let slot = self.maps.transactions.get(reference.slot() as usize);
             let held =

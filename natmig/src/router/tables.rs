@@ -8,7 +8,8 @@
 //! - Commit is one store into the slot's word; that word, not `state`, says what was decided.
 //! - Fold writes current versions, waits until every packet that could have read the old ones has
 //!   ended, and only then clears references.
-//! - A removed entry is `Absent`, then nothing leads to it, then a grace period later it is free.
+//! - A removed entry is `Absent`, then nothing leads to it, then a grace period later it is free. The
+//!   writer goes on meanwhile: it frees what has rested when it removes or prepares something else.
 //!
 //! An early change is an entry whose pending version equals its current one: it counts at once, and
 //! the reference tells which transaction takes it back.
@@ -46,7 +47,13 @@ pub(super) use self::{
     prefixes_ipv4::PrefixesIpv4,
     prefixes_ipv6::PrefixesIpv6,
 };
-use super::{RouterError, family::Net, grace, maps::Maps, version::Decoded};
+use super::{
+    RouterError,
+    family::Net,
+    grace::{self, Passing},
+    maps::Maps,
+    version::Decoded,
+};
 use crate::rule::TransactionId;
 
 /// The transaction of a whole table, which no controller decides on: a router that finds it half
@@ -190,6 +197,17 @@ pub(super) struct Tables {
     pub(super) ipv6: Entries<Ipv6>,
     held: BTreeMap<TransactionId, Transaction>,
     free_slots: slots::FreeSlots,
+    passing: Passing,
+}
+
+/// What was removed is freed when its writer ends in order; a killed one leaves that to its successor.
+impl Drop for Tables {
+    fn drop(&mut self) {
+        let freed = self.ipv4.end_rest(&self.maps);
+        if let Err(error) = freed.and_then(|()| self.ipv6.end_rest(&self.maps)) {
+            tracing::warn!(%error, "removed addresses are freed at the next start");
+        }
+    }
 }
 
 /// Addresses that the tables hold, and have room for.
@@ -216,6 +234,7 @@ impl Tables {
             ipv6,
             held,
             free_slots,
+            passing: Passing::default(),
         };
         // What a predecessor unlinked may still be in a packet's hands.
         grace::fast(&tables.maps.activity)?;

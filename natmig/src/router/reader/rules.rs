@@ -77,10 +77,9 @@ impl Reader {
         snapshot: &mut Snapshot,
     ) -> Result<(), RouterError> {
         for index in 0..F::maps(&self.maps).capacity() {
-            let entry = self.stable::<F>(index);
-            if entry.family == 0 {
+            let Some(entry) = self.in_use::<F>(index) else {
                 continue;
-            }
+            };
             let number = F::number(entry.address);
             let address = F::address(number);
             let mut fault = |problem: String| {

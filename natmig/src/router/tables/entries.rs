@@ -8,7 +8,11 @@
 //!   one store; index elements and the entries that were copied go a grace period later.
 //! - A block is given up in place: the index leads to its entries before the block does so no more.
 //! - What leads to an entry goes, then a grace period, then the entry, and after another it is free:
-//!   a block goes on leading to an entry that its address may soon have again.
+//!   a block goes on leading to an entry that its address may soon have again. Few entries rest
+//!   meanwhile, and nobody waits for that: `Absent`, with no reference, and nothing but a block leads
+//!   to them.
+
+use std::{collections::VecDeque, mem::offset_of};
 
 use natmig_common::{
     Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, SmallTraffic, Version,
@@ -19,7 +23,7 @@ use super::{
         RouterError,
         address_map::AddressMap,
         family::{Net, in_use, use_offset},
-        grace,
+        grace::{self, Passing, Period},
         maps::{FamilyMaps, Maps},
         version::action,
     },
@@ -32,6 +36,9 @@ use super::{
 const WORTH_A_BLOCK: usize = 128;
 /// Elements of the index written at once.
 const CHUNK: usize = 65_536;
+/// Entries that are removed together and rest; more are waited for, so that what follows later need not
+/// free them all.
+const MOST_RESTING: usize = 1024;
 /// Freed entries whose totals are looked for one by one.
 const FEW: usize = 16;
 
@@ -48,9 +55,20 @@ pub(in crate::router) struct Entries<F: Net> {
     pub(super) prefixes: F::Prefixes,
     /// Entries that were copied into a block, with their copies; they are freed after grace.
     leaving: Vec<(u32, u32)>,
+    /// Entries that were removed, the first removed first.
+    resting: VecDeque<Resting>,
     /// Elements that entries to be created need in the index.
     keys: Vec<F::Octets>,
     values: Vec<u32>,
+}
+
+/// Entries that are freed when a grace period is over.
+#[derive(Debug)]
+struct Resting {
+    until: Period,
+    numbers: Vec<u32>,
+    /// First entries of the blocks that were given up with them.
+    blocks: Vec<u32>,
 }
 
 /// What opening found that has to go after a grace period.
@@ -107,6 +125,7 @@ impl<F: Net> Entries<F> {
             blocks: AddressMap::default(),
             prefixes: F::Prefixes::adopt(maps),
             leaving: Vec::new(),
+            resting: VecDeque::new(),
             keys: Vec::new(),
             values: Vec::new(),
         };
@@ -219,7 +238,7 @@ impl<F: Net> Entries<F> {
         self.slabs.capacity()
     }
 
-    /// Number of entries in use.
+    /// Number of entries in use, without those that rest.
     pub(super) fn used(&self) -> u32 {
         self.slabs.used()
     }
@@ -300,6 +319,9 @@ impl<F: Net> Entries<F> {
             if let Some(first) = self.blocks.get(&narrow).copied() {
                 for write in group {
                     let number = first + u32::from(F::last(write.address));
+                    if self.slabs.is_resting(number) {
+                        self.end_rest(maps)?;
+                    }
                     let mut entry = write.entry(reference);
                     if write.early {
                         entry.current.action = Action::Absent as u8;
@@ -385,6 +407,9 @@ impl<F: Net> Entries<F> {
                 old.push((address, number, entry));
             }
         }
+        if self.slabs.is_without_block() {
+            self.end_rest(maps)?;
+        }
         let Some(first) = self.slabs.take_block() else {
             return Ok(false);
         };
@@ -449,6 +474,8 @@ impl<F: Net> Entries<F> {
             }
             if !self.leaving.is_empty() {
                 self.free_leaving(maps)?;
+            } else if !self.resting.is_empty() {
+                self.end_rest(maps)?;
             } else if !self.dissolve_block(maps)? {
                 let capacity = self.capacity();
                 let needed = u64::from(capacity) + 1;
@@ -493,19 +520,27 @@ impl<F: Net> Entries<F> {
         }
     }
 
-    /// Takes entries out of use and frees them.
-    pub(super) fn remove(&mut self, maps: &Maps, numbers: &[u32]) -> Result<(), RouterError> {
+    /// Takes entries out of use, and frees them or lets them rest.
+    pub(super) fn remove(
+        &mut self,
+        maps: &Maps,
+        passing: &mut Passing,
+        numbers: Vec<u32>,
+    ) -> Result<(), RouterError> {
         if numbers.is_empty() {
             return Ok(());
         }
         let family = F::maps(maps);
         let mut keys = Vec::new();
         let mut leaving: AddressMap<u32, (u32, F::Number)> = AddressMap::default();
-        for number in numbers {
+        for number in &numbers {
             set_absent(family, *number);
         }
         step!("remove:absent");
-        for number in numbers {
+        for number in &numbers {
+            // What is absent needs nobody to tell whose it was.
+            let reference = offset_of!(Entry<F>, reference);
+            family.entries.publish(*number as usize, reference, 0);
             let octets = family.entries.get(*number as usize).address;
             let address = F::number(octets);
             if self.slabs.is_in_block(*number) {
@@ -528,10 +563,49 @@ impl<F: Net> Entries<F> {
             step!("block:taken");
         }
         grace::fast(&maps.activity)?;
+        for number in &numbers {
+            self.slabs.rest(*number);
+        }
+        let at_once = numbers.len() > MOST_RESTING;
+        self.resting.push_back(Resting {
+            until: passing.begin(),
+            numbers,
+            blocks: leaving.into_keys().collect(),
+        });
+        if at_once { self.end_rest(maps) } else { Ok(()) }
+    }
+
+    /// Frees entries that have rested.
+    pub(super) fn free_rested(
+        &mut self,
+        maps: &Maps,
+        passing: &Passing,
+    ) -> Result<(), RouterError> {
+        while let Some(rested) = self
+            .resting
+            .pop_front_if(|resting| passing.is_over(resting.until))
+        {
+            self.free_resting(maps, &rested)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all entries have rested, and frees them.
+    pub(super) fn end_rest(&mut self, maps: &Maps) -> Result<(), RouterError> {
+        if self.resting.is_empty() {
+            return Ok(());
+        }
         grace::rcu()?;
-        self.release(maps, numbers)?;
-        for first in leaving.into_keys() {
-            self.slabs.release_block(first);
+        while let Some(rested) = self.resting.pop_front() {
+            self.free_resting(maps, &rested)?;
+        }
+        Ok(())
+    }
+
+    fn free_resting(&mut self, maps: &Maps, rested: &Resting) -> Result<(), RouterError> {
+        self.release(maps, &rested.numbers)?;
+        for first in &rested.blocks {
+            self.slabs.release_block(*first);
         }
         Ok(())
     }

@@ -51,6 +51,7 @@ impl Tables {
         if self.held.contains_key(&id) {
             return self.check_held(id, &writes);
         }
+        self.free_rested()?;
         let ipv4 = self.plan(writes.ipv4, segments)?;
         let ipv6 = self.plan(writes.ipv6, segments)?;
         let count = ipv4.count() + ipv6.count();
@@ -83,13 +84,15 @@ impl Tables {
 
     /// Claims a slot; waits for a grace period only if all slots that are free need one.
     fn claim(&mut self, id: TransactionId, entries: usize) -> Result<Reference, RouterError> {
+        self.free_slots
+            .renew_over(|until| self.passing.is_over(until));
         let slots = &self.maps.transactions;
         if let Some(reference) = slots::claim(slots, &mut self.free_slots, id, entries) {
             return Ok(reference);
         }
         if self.free_slots.is_resting() {
             grace::rcu()?;
-            self.free_slots.renew();
+            self.free_slots.renew_all();
         }
         slots::claim(slots, &mut self.free_slots, id, entries).ok_or(RouterError::NoSlot)
     }
@@ -303,8 +306,7 @@ impl Tables {
         let dead_ipv4 = self.take_back_entries::<Ipv4>(held);
         let dead_ipv6 = self.take_back_entries::<Ipv6>(held);
         step!("abort:cleared");
-        self.ipv4.remove(&self.maps, &dead_ipv4)?;
-        self.ipv6.remove(&self.maps, &dead_ipv6)?;
+        self.remove(dead_ipv4, dead_ipv6)?;
         self.close(id)
     }
 
@@ -348,8 +350,7 @@ impl Tables {
         self.clear_references::<Ipv4>(&ipv4.numbers);
         self.clear_references::<Ipv6>(&ipv6.numbers);
         step!("fold:cleared");
-        self.ipv4.remove(&self.maps, &ipv4.dead)?;
-        self.ipv6.remove(&self.maps, &ipv6.dead)?;
+        self.remove(ipv4.dead, ipv6.dead)?;
         self.close(id)
     }
 
@@ -390,19 +391,31 @@ impl Tables {
         self.set_state(id, SlotState::Free);
         let held = self.held.remove(&id);
         step!("close:freed");
-        if held.is_some_and(|held| self.free_slots.give_back(held.slot)) {
-            grace::rcu()?;
-            self.free_slots.renew();
+        if let Some(held) = held {
+            self.free_slots
+                .give_back(held.slot, || self.passing.begin());
         }
         Ok(())
+    }
+
+    /// Removes entries of both families.
+    fn remove(&mut self, ipv4: Vec<u32>, ipv6: Vec<u32>) -> Result<(), RouterError> {
+        self.free_rested()?;
+        self.ipv4.remove(&self.maps, &mut self.passing, ipv4)?;
+        self.ipv6.remove(&self.maps, &mut self.passing, ipv6)
+    }
+
+    /// Frees the entries that were removed a grace period ago.
+    fn free_rested(&mut self) -> Result<(), RouterError> {
+        self.ipv4.free_rested(&self.maps, &self.passing)?;
+        self.ipv6.free_rested(&self.maps, &self.passing)
     }
 
     /// Removes entries of old locators, and of identities whose VMs are at home for good.
     pub(in crate::router) fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
         let ipv4 = self.to_retire::<Ipv4>(addresses);
         let ipv6 = self.to_retire::<Ipv6>(addresses);
-        self.ipv4.remove(&self.maps, &ipv4)?;
-        self.ipv6.remove(&self.maps, &ipv6)
+        self.remove(ipv4, ipv6)
     }
 
     /// The entries of the family that are to go.

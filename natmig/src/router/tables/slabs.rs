@@ -13,14 +13,21 @@ enum Use {
 
 #[derive(Clone, Copy, Debug)]
 struct Slab {
-    /// Bits of entries in use, by their place in the slab.
-    used: [u64; 4],
+    /// Bits of entries that cannot be taken, by their place in the slab: in use, or resting.
+    taken: [u64; 4],
+    /// Bits of those among them that rest.
+    resting: [u64; 4],
     purpose: Use,
 }
 
 impl Slab {
+    /// Bits of the entries in use, a word.
+    fn in_use(&self, word: usize) -> u64 {
+        self.taken[word] & !self.resting[word]
+    }
+
     fn count(&self) -> u32 {
-        self.used.iter().map(|word| word.count_ones()).sum()
+        (0..4).map(|word| self.in_use(word).count_ones()).sum()
     }
 }
 
@@ -50,7 +57,8 @@ impl Slabs {
     /// All entries free.
     pub(super) fn new(capacity: u32) -> Self {
         let free = Slab {
-            used: [0; 4],
+            taken: [0; 4],
+            resting: [0; 4],
             purpose: Use::Free,
         };
         let mut slabs = vec![free; capacity.div_ceil(BLOCK_LENGTH) as usize];
@@ -61,7 +69,7 @@ impl Slabs {
             last.purpose = Use::Singles;
             for entry in capacity..(whole + 1) * BLOCK_LENGTH {
                 let (word, bit) = bit_of(entry);
-                last.used[word] |= bit;
+                last.taken[word] |= bit;
             }
             open.push(whole);
         }
@@ -96,7 +104,13 @@ impl Slabs {
     /// Whether an entry is in use.
     pub(super) fn is_used(&self, entry: u32) -> bool {
         let (word, bit) = bit_of(entry);
-        entry < self.capacity && self.all[slab_of(entry)].used[word] & bit != 0
+        entry < self.capacity && self.all[slab_of(entry)].in_use(word) & bit != 0
+    }
+
+    /// Whether an entry is no longer in use and cannot be taken yet.
+    pub(super) fn is_resting(&self, entry: u32) -> bool {
+        let (word, bit) = bit_of(entry);
+        entry < self.capacity && self.all[slab_of(entry)].resting[word] & bit != 0
     }
 
     /// Whether an entry is in a block.
@@ -117,9 +131,18 @@ impl Slabs {
             self.open.push(entry / BLOCK_LENGTH);
         }
         let (word, bit) = bit_of(entry);
-        if self.all[slab].used[word] & bit == 0 {
-            self.all[slab].used[word] |= bit;
+        if self.all[slab].taken[word] & bit == 0 {
+            self.all[slab].taken[word] |= bit;
             self.used += 1;
+        }
+    }
+
+    /// Takes an entry out of use; it cannot be taken again before it is freed.
+    pub(super) fn rest(&mut self, entry: u32) {
+        if self.is_used(entry) {
+            let (word, bit) = bit_of(entry);
+            self.all[slab_of(entry)].resting[word] |= bit;
+            self.used -= 1;
         }
     }
 
@@ -128,16 +151,19 @@ impl Slabs {
         let number = entry / BLOCK_LENGTH;
         let slab = &mut self.all[number as usize];
         let (word, bit) = bit_of(entry);
-        if slab.used[word] & bit == 0 {
+        if slab.taken[word] & bit == 0 {
             return;
         }
-        let full = slab.used == [u64::MAX; 4];
-        slab.used[word] &= !bit;
-        self.used -= 1;
+        let full = slab.taken == [u64::MAX; 4];
+        if slab.resting[word] & bit == 0 {
+            self.used -= 1;
+        }
+        slab.taken[word] &= !bit;
+        slab.resting[word] &= !bit;
         if slab.purpose != Use::Singles {
             return;
         }
-        if slab.used == [0; 4] {
+        if slab.taken == [0; 4] {
             slab.purpose = Use::Free;
             self.free.push(number);
         } else if full {
@@ -155,7 +181,7 @@ impl Slabs {
             };
             let slab = &self.all[number as usize];
             let place = (0..4_u32).find_map(|word| {
-                let free = !slab.used[word as usize];
+                let free = !slab.taken[word as usize];
                 (free != 0).then(|| word * 64 + free.trailing_zeros())
             });
             match place {
@@ -169,6 +195,12 @@ impl Slabs {
                 }
             }
         }
+    }
+
+    /// Whether no slab is free to be a block.
+    pub(super) fn is_without_block(&self) -> bool {
+        let mut free = self.free.iter();
+        !free.any(|number| self.all[*number as usize].purpose == Use::Free)
     }
 
     fn take_slab(&mut self, purpose: Use) -> Option<u32> {
@@ -196,7 +228,7 @@ impl Slabs {
     pub(super) fn release_block(&mut self, first: u32) {
         let number = first / BLOCK_LENGTH;
         let slab = &mut self.all[number as usize];
-        if slab.used == [0; 4] {
+        if slab.taken == [0; 4] {
             slab.purpose = Use::Free;
             self.free.push(number);
         } else {
@@ -209,7 +241,7 @@ impl Slabs {
     pub(super) fn emptiest_block(&self) -> Option<u32> {
         (0..)
             .zip(&self.all)
-            .filter(|(_, slab)| slab.purpose == Use::Block && slab.used != [u64::MAX; 4])
+            .filter(|(_, slab)| slab.purpose == Use::Block && slab.taken != [u64::MAX; 4])
             .min_by_key(|(_, slab)| slab.count())
             .map(|(number, _)| number * BLOCK_LENGTH)
     }
@@ -218,7 +250,7 @@ impl Slabs {
     pub(super) fn empty_blocks(&self) -> Vec<u32> {
         (0..)
             .zip(&self.all)
-            .filter(|(_, slab)| slab.purpose == Use::Block && slab.used == [0; 4])
+            .filter(|(_, slab)| slab.purpose == Use::Block && slab.taken == [0; 4])
             .map(|(number, _)| number * BLOCK_LENGTH)
             .collect()
     }
@@ -230,7 +262,7 @@ impl Slabs {
                 .map(move |place| number * BLOCK_LENGTH + place)
                 .filter(|entry| {
                     let (word, bit) = bit_of(*entry);
-                    *entry < self.capacity && slab.used[word] & bit != 0
+                    *entry < self.capacity && slab.in_use(word) & bit != 0
                 })
         })
     }
@@ -259,6 +291,33 @@ mod tests {
             let left = std::iter::from_fn(|| slabs.take_single()).count();
             assert_eq!(left, (capacity % BLOCK_LENGTH) as usize);
         }
+    }
+
+    #[test]
+    fn an_entry_that_rests_is_neither_in_use_nor_taken() {
+        let mut slabs = Slabs::new(256);
+        let taken: Vec<u32> = std::iter::from_fn(|| slabs.take_single()).collect();
+        assert_eq!(taken.len(), 256);
+        slabs.rest(7);
+        slabs.rest(7);
+        assert_eq!(slabs.used(), 255);
+        assert!(slabs.is_resting(7) && !slabs.is_used(7));
+        assert_eq!(slabs.count(7), 255);
+        assert_eq!(slabs.iter().count(), 255);
+        assert_eq!(slabs.take_single(), None);
+        slabs.free(7);
+        assert_eq!(slabs.used(), 255);
+        assert!(!slabs.is_resting(7));
+        assert_eq!(slabs.take_single(), Some(7));
+        for entry in &taken {
+            slabs.rest(*entry);
+        }
+        assert_eq!(slabs.take_block(), None);
+        for entry in &taken {
+            slabs.free(*entry);
+        }
+        assert_eq!(slabs.used(), 0);
+        assert_eq!(slabs.take_block(), Some(0));
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::{
 use bytemuck::Zeroable as _;
 use natmig_common::{Reference, SLOT_COUNT, Slot, SlotState};
 
-use super::{super::bpf::Shared, Transaction};
+use super::{
+    super::{bpf::Shared, grace::Period},
+    Transaction,
+};
 use crate::rule::TransactionId;
 
 /// Finds the transactions, and which of them were being prepared or taken back.
@@ -49,18 +52,21 @@ pub(super) fn scan(
     (held, doomed)
 }
 
-/// Slots given back that are let rest together: half of them, so that a prepare finds a rested one as
-/// long as no more than the other half are held.
-const RESTING: usize = SLOT_COUNT as usize / 2;
+/// Slots given back for which a grace period is begun: a quarter of them, so that it is over long
+/// before others are needed.
+const RESTING: usize = SLOT_COUNT as usize / 4;
 
 /// Free slots, the one that has been free for longest first.
 ///
-/// A slot that is given back rests until an RCU grace period has passed. Many rest together, so that
-/// neither a prepare nor a fold waits the milliseconds that one takes.
+/// A slot that is given back rests until an RCU grace period has passed. Many rest together, and the
+/// grace period passes while others are taken, so that neither a prepare nor a fold waits for one.
 #[derive(Debug)]
 pub(super) struct FreeSlots {
     rested: VecDeque<u32>,
+    /// Those for which no grace period was begun yet.
     resting: Vec<u32>,
+    /// Those that rest until a grace period is over, the first first.
+    passing: VecDeque<(Period, Vec<u32>)>,
 }
 
 impl FreeSlots {
@@ -75,6 +81,7 @@ impl FreeSlots {
         Self {
             rested,
             resting: Vec::new(),
+            passing: VecDeque::new(),
         }
     }
 
@@ -83,20 +90,31 @@ impl FreeSlots {
         self.rested.pop_front()
     }
 
-    /// Takes a slot back that no entry refers to any longer; whether it is time for a grace period.
-    #[must_use]
-    pub(super) fn give_back(&mut self, slot: u32) -> bool {
+    /// Takes a slot back that no entry refers to any longer. `begin` begins a grace period, when it is
+    /// time for one.
+    pub(super) fn give_back(&mut self, slot: u32, begin: impl FnOnce() -> Period) {
         self.resting.push(slot);
-        self.resting.len() >= RESTING
+        if self.resting.len() >= RESTING {
+            self.passing
+                .push_back((begin(), std::mem::take(&mut self.resting)));
+        }
     }
 
     /// Whether any slot waits for a grace period.
-    pub(super) const fn is_resting(&self) -> bool {
-        !self.resting.is_empty()
+    pub(super) fn is_resting(&self) -> bool {
+        !self.resting.is_empty() || !self.passing.is_empty()
     }
 
-    /// Makes the slots that rest claimable, after a grace period.
-    pub(super) fn renew(&mut self) {
+    /// Makes the slots claimable whose grace period is over.
+    pub(super) fn renew_over(&mut self, is_over: impl Fn(Period) -> bool) {
+        while let Some((_, rested)) = self.passing.pop_front_if(|(until, _)| is_over(*until)) {
+            self.rested.extend(rested);
+        }
+    }
+
+    /// Makes all slots claimable that rest, after a grace period.
+    pub(super) fn renew_all(&mut self) {
+        self.renew_over(|_| true);
         self.rested.extend(self.resting.drain(..));
     }
 }
@@ -145,12 +163,13 @@ pub(super) fn set_state(slots: &Shared<Slot>, slot: u32, state: SlotState) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::grace::Passing, *};
 
     fn free(slots: impl IntoIterator<Item = u32>) -> FreeSlots {
         FreeSlots {
             rested: slots.into_iter().collect(),
             resting: Vec::new(),
+            passing: VecDeque::new(),
         }
     }
 
@@ -158,11 +177,12 @@ mod tests {
     fn a_slot_that_was_given_back_is_not_taken_before_it_has_rested() {
         let mut free = free([0, 1]);
         assert_eq!(free.take(), Some(0));
-        assert!(!free.give_back(0));
+        free.give_back(0, || unreachable!("one slot is not worth a grace period"));
         assert_eq!(free.take(), Some(1));
+        free.renew_over(|_| true);
         assert_eq!(free.take(), None);
         assert!(free.is_resting());
-        free.renew();
+        free.renew_all();
         assert!(!free.is_resting());
         assert_eq!(free.take(), Some(0));
         assert_eq!(free.take(), None);
@@ -171,14 +191,18 @@ mod tests {
     #[test]
     fn transactions_that_follow_each_other_never_run_out_of_slots() {
         let mut free = free(0..SLOT_COUNT);
-        let mut grace_periods = 0;
+        let mut passing = Passing::default();
+        let mut begun = Vec::new();
         for _ in 0..10 * SLOT_COUNT {
+            // The latest one is never over yet.
+            let latest = begun.last().copied();
+            free.renew_over(|until| Some(until) != latest);
             let slot = free.take().unwrap();
-            if free.give_back(slot) {
-                grace_periods += 1;
-                free.renew();
-            }
+            free.give_back(slot, || {
+                begun.push(passing.begin());
+                begun[begun.len() - 1]
+            });
         }
-        assert_eq!(grace_periods, 20);
+        assert_eq!(begun.len(), 40);
     }
 }
