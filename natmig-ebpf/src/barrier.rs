@@ -42,6 +42,13 @@ pub(crate) fn opaque_pointer(pointer: *mut u8) -> *mut u8 {
     pointer
 }
 
+/// As [`opaque`], for shorter numbers.
+#[inline(always)]
+pub(crate) fn opaque_u16(value: u16) -> u16 {
+    let [low, high, ..] = opaque(usize::from(value)).to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// `pointer`, by way of `value`: what is read through the result is read after `value`, on every
 /// machine (an address dependency).
 #[cfg(target_arch = "bpf")]

@@ -8,6 +8,7 @@ use natmig_common::{Counter, Ipv4, PrefixIpv4, Role};
 use super::{FRAGMENT_OFFSET, PLAIN};
 use crate::{
     address::Address as _,
+    barrier::opaque_u16,
     checksum::Change,
     egress,
     environment::Environment,
@@ -62,7 +63,7 @@ pub(crate) fn translate<E: Environment>(
     {
         return None;
     }
-    // TCP's checksum may be in a part of the frame that the program does not see.
+    // The length says so already; nothing may change before every field is known to be there.
     if protocol == TCP && frame.fixed::<50, 2>().is_none() {
         return None;
     }
@@ -78,7 +79,12 @@ pub(crate) fn translate<E: Environment>(
     if counterpart.is_none() || counterpart == destination {
         return None;
     }
-    let route = find::route_ipv4(environment, counterpart);
+    let mut route = find::route_ipv4(environment, counterpart);
+    if route == to.route {
+        // Most often the way to the locator is the way to the identity's home. The processor foresees
+        // that and goes on with the route that it has, instead of waiting for the counterpart.
+        route = opaque_u16(to.route);
+    }
     if route == 0 {
         return None;
     }
@@ -112,10 +118,11 @@ pub(crate) fn translate<E: Environment>(
 
     let length = frame.length();
     let slot = interface.slot;
+    let [verdict, change] = [Counter::Translated, Counter::DestinationTranslated];
+    environment.count_both(slot, verdict, change, length);
+    // Last, because it waits for the element.
     if !environment.count_settled(index, settled, true, length) {
         environment.count(slot, Counter::BindingTrafficLost, length);
     }
-    let [verdict, change] = [Counter::Translated, Counter::DestinationTranslated];
-    environment.count_both(slot, verdict, change, length);
     Some(device)
 }
