@@ -105,7 +105,7 @@ pub struct Slot {
     pub state: u32,
     /// Number of entries with a pending version.
     pub entries: u32,
-    /// When the commit was stored: nanoseconds since the Unix epoch, 0 before.
+    /// When the commit had been stored: nanoseconds since the Unix epoch, 0 before.
     pub committed_at: u64,
     /// Unused, zero.
     pub _reserved: [u64; 4],

@@ -75,7 +75,8 @@ use crate::{
 /// What a commit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitReport {
-    /// When the commit was stored: nanoseconds since the Unix epoch.
+    /// When the commit had been stored: nanoseconds since the Unix epoch. A packet that comes later
+    /// meets the new state.
     pub committed_at: u64,
     /// How long it took until no packet was any longer processed under the old state. Zero when
     /// the transaction had been committed before.

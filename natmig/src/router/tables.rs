@@ -221,6 +221,14 @@ impl Tables {
     /// Takes up the tables in whatever state a predecessor left them.
     pub(super) fn open(maps: Maps) -> Result<(Self, Recovery), RouterError> {
         let (mut held, doomed) = slots::scan(&maps.transactions);
+        for held in held.values_mut() {
+            let committed = matches!(held.state, SlotState::Committed | SlotState::Folding);
+            if committed && held.committed_at == 0 {
+                // Its writer was killed between the commit and the note of it.
+                held.committed_at = protocol::now();
+                slots::set_committed_at(&maps.transactions, held.slot, held.committed_at);
+            }
+        }
         let references: HashMap<u64, TransactionId> = held
             .iter()
             .map(|(id, held)| (held.reference.raw(), *id))

@@ -106,6 +106,7 @@ fn a_killed_writer_leaves_what_its_successor_takes_up() {
                     assert!(!table.contains_key(&VISITOR), "{case}");
                 }
                 Some(SlotState::Committed) => {
+                    assert_ne!(router.held()[0].committed_at, 0, "{case}");
                     assert_eq!(table[&IDENTITY], ("away", Some(NEW_LOCATOR)), "{case}");
                     assert_eq!(table[&OLD_LOCATOR], ("forward", Some(IDENTITY)), "{case}");
                     assert_eq!(table[&VISITOR], ("local", Some(VISITOR_LOCATOR)), "{case}");

@@ -266,17 +266,17 @@ impl Tables {
             });
         }
         let slot = held.slot as usize;
-        let committed_at = now();
-        self.maps
-            .transactions
-            .store(slot, offset_of!(Slot, committed_at), committed_at);
-        held.committed_at = committed_at;
         step!("commit:before");
         let word = Slot::committed_word(held.reference.generation());
         self.maps
             .transactions
             .store(slot, offset_of!(Slot, word), word);
         step!("commit:stored");
+        // Behind the store: this thread may have to wait for a CPU at any place, and a packet that comes
+        // after the time that is told must not meet the old state.
+        let committed_at = now();
+        slots::set_committed_at(&self.maps.transactions, held.slot, committed_at);
+        held.committed_at = committed_at;
         self.set_state(id, SlotState::Committed);
         let grace = grace::fast(&self.maps.activity)?;
         step!("commit:acknowledged");
@@ -538,7 +538,7 @@ impl<F: Net> Plan<F> {
     }
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

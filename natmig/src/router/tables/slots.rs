@@ -152,6 +152,11 @@ pub(super) fn claim(
     Some(reference)
 }
 
+/// Notes when a transaction's commit had been stored.
+pub(super) fn set_committed_at(slots: &Shared<Slot>, slot: u32, at: u64) {
+    slots.store(slot as usize, offset_of!(Slot, committed_at), at);
+}
+
 /// Notes where a transaction stands.
 pub(super) fn set_state(slots: &Shared<Slot>, slot: u32, state: SlotState) {
     let mut value = slots.get(slot as usize);
