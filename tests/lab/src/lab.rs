@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, de::IgnoredAny};
 
 pub use self::setup::{Setup, Store};
 
@@ -27,7 +28,6 @@ use crate::{
     topology::Topology,
 };
 
-const BPFFS: &str = "/sys/fs/bpf";
 /// A program that was started has done its work by then, on a busy machine too.
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -185,7 +185,9 @@ impl Lab {
         self.wait_connected()
     }
 
-    /// Waits until every router's agent is connected.
+    /// Waits until every router's agent is connected, and its programs are attached: a router that
+    /// boots attaches them only when its table is whole, and until then veth drops what its neighbours
+    /// redirect to it.
     pub fn wait_connected(&mut self) -> Result<()> {
         let routers = self.network.topology().routers.len();
         let daemons = self
@@ -207,7 +209,19 @@ impl Lab {
         match silent {
             Some(silent) => waited.with_context(|| format!("lately: {silent:#}")),
             None => waited,
+        }?;
+        self.wait_attached()
+    }
+
+    fn wait_attached(&mut self) -> Result<()> {
+        for router in self.network.topology().routers.clone() {
+            let what = format!("programs on all interfaces of {}", router.name);
+            run::wait_for(&what, PATIENCE, || {
+                self.check()?;
+                Ok(self.is_attached(&router.name)?.then_some(()))
+            })?;
         }
+        Ok(())
     }
 
     /// Its run directory.
@@ -305,13 +319,41 @@ impl Lab {
         Ok(())
     }
 
-    /// Whether natmig's program runs on some interface of a router.
+    /// The interfaces of a router that natmig is for, its own port among them, and whether its program
+    /// runs there.
+    pub fn interfaces(&self, router: &str) -> Result<BTreeMap<String, bool>> {
+        #[derive(Deserialize)]
+        struct Link {
+            ifname: String,
+            linkinfo: Option<Kind>,
+            /// The program that runs on it.
+            xdp: Option<IgnoredAny>,
+        }
+        #[derive(Deserialize)]
+        struct Kind {
+            info_kind: Option<String>,
+        }
+        let text = self
+            .network
+            .node(router)?
+            .ask_ip(&["-d", "-j", "link", "show"])?;
+        let links: Vec<Link> = serde_json::from_str(&text)?;
+        let is_for_natmig = |link: &Link| {
+            let kind = link.linkinfo.as_ref();
+            let kind = kind.and_then(|kind| kind.info_kind.as_deref());
+            // The end of the port that is the kernel's has no program.
+            kind == Some("veth") && link.ifname != "mgmt0" && !link.ifname.starts_with("nm0-")
+        };
+        Ok(links
+            .into_iter()
+            .filter(is_for_natmig)
+            .map(|link| (link.ifname, link.xdp.is_some()))
+            .collect())
+    }
+
+    /// Whether natmig's program runs on all interfaces of a router.
     pub fn is_attached(&self, router: &str) -> Result<bool> {
-        let links = Path::new(BPFFS)
-            .join("natmig")
-            .join(self.instance(router))
-            .join("links");
-        Ok(links.exists() && fs::read_dir(links)?.next().is_some())
+        Ok(self.interfaces(router)?.into_values().all(|runs| runs))
     }
 
     /// An error if a daemon ended by itself.

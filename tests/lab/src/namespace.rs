@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
 /// Where `ip netns` keeps its names.
@@ -131,6 +131,25 @@ impl Namespace {
             command.pre_exec(move || setns(&*file, CloneFlags::CLONE_NEWNET).map_err(Into::into));
         }
         command
+    }
+
+    /// What `ip` prints in it.
+    pub fn ask_ip(&self, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .command("ip")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run ip (package iproute2)")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "ip {} in {}: {}",
+            arguments.join(" "),
+            self.name,
+            said.trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Writes kernel settings, such as `net.ipv4.ip_forward`.

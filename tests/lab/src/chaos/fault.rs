@@ -126,9 +126,11 @@ fn reboot(stage: &Stage<'_>, router: &str, lasts: Duration) -> Result<()> {
     run::wait_for(&format!("the table of {router}"), BOOT, || {
         // The controller may be away at this moment.
         let routers = stage.api.routers().unwrap_or_default();
-        let is_ready = routers
+        let has_table = routers
             .iter()
             .any(|view| view.name.as_str() == router && view.connected && view.in_sync);
+        // It attaches when it has its table, a moment later.
+        let is_ready = has_table && stage.lab().is_attached(router)?;
         Ok(is_ready.then_some(()))
     })?;
     stage.journal.note(format!("{router} has its table"));

@@ -10,8 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
-use super::BPFFS;
 use crate::{pki::Pki, topology::Topology};
+
+/// Where the BPF file system is.
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// Port of the first controller; the others have the next ones.
 const PORT: u16 = 7400;
