@@ -251,6 +251,12 @@ impl Reader {
         self.maps.heartbeat.get(0).patience != 0
     }
 
+    /// When an agent last vouched for natmig's own next hops, in the kernel's jiffies. Whatever happens to
+    /// routes, neighbours and links is followed when it has vouched for them twice more.
+    pub fn last_beat(&self) -> u64 {
+        self.maps.heartbeat.get(0).beat
+    }
+
     /// Where the instance stands as a whole.
     pub fn summary(&self) -> Result<Summary, RouterError> {
         let meta = self.maps.meta.get(0);

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use natmig::router::reader::Reader;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -219,6 +220,25 @@ impl Lab {
             run::wait_for(&what, PATIENCE, || {
                 self.check()?;
                 Ok(self.is_attached(&router.name)?.then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the programs of all routers follow what has happened to routes, neighbours and links
+    /// until now: each agent vouches for its next hops again, and not with a beat that was due before.
+    pub fn wait_followed(&mut self) -> Result<()> {
+        let routers = self.network.topology().routers.iter();
+        let readers: Result<Vec<Reader>, _> = routers
+            .map(|router| Reader::open(&self.instance(&router.name)))
+            .collect();
+        let readers = readers?;
+        for _ in 0..2 {
+            let before: Vec<u64> = readers.iter().map(Reader::last_beat).collect();
+            run::wait_for("the routers' own next hops", PATIENCE, || {
+                self.check()?;
+                let mut beats = readers.iter().map(Reader::last_beat).zip(&before);
+                Ok(beats.all(|(now, before)| now != *before).then_some(()))
             })?;
         }
         Ok(())
