@@ -59,6 +59,19 @@ fn add_address(lines: &mut Lines, node: &str, address: IpNet, interface: &str) {
     );
 }
 
+/// Gives a routed link's interfaces their addresses, and brings them up.
+fn address_link(lines: &mut Lines, link: &RoutedLink) {
+    for end in &link.ends {
+        for address in end.prefixes() {
+            add_address(lines, &end.node, address, &end.interface);
+        }
+        lines.add(
+            &end.node,
+            format_args!("link set {} mtu {} up", end.interface, link.mtu),
+        );
+    }
+}
+
 fn plug_node(vm: &str) -> String {
     format!("plug-{vm}")
 }
@@ -208,17 +221,20 @@ impl Network {
         pairs
     }
 
+    /// Makes a veth pair, from `(node, interface)` at both ends.
+    fn veth_line(&self, [one, other]: &[(String, String); 2]) -> Result<String> {
+        let (node, peer) = (self.node(&one.0)?, self.node(&other.0)?);
+        let (interface, peer_interface) = (&one.1, &other.1);
+        Ok(format!(
+            "link add {interface} netns {} type veth peer name {peer_interface} netns {}\n",
+            node.name(),
+            peer.name()
+        ))
+    }
+
     fn create_links(&self) -> Result<()> {
-        let mut lines = String::new();
-        for [(node, interface), (peer, peer_interface)] in self.pairs() {
-            writeln!(
-                lines,
-                "link add {interface} netns {} type veth peer name {peer_interface} netns {}",
-                self.node(&node)?.name(),
-                self.node(&peer)?.name()
-            )?;
-        }
-        ip(None, &lines)?;
+        let lines: Result<String> = self.pairs().iter().map(|it| self.veth_line(it)).collect();
+        ip(None, &lines?)?;
         let bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
         for segment in &self.topology.segments {
             ip(
@@ -254,15 +270,7 @@ impl Network {
     fn address_routers(&self, lines: &mut Lines) {
         let topology = &self.topology;
         for link in &self.links {
-            for end in &link.ends {
-                for address in end.prefixes() {
-                    add_address(lines, &end.node, address, &end.interface);
-                }
-                lines.add(
-                    &end.node,
-                    format_args!("link set {} mtu {} up", end.interface, link.mtu),
-                );
-            }
+            address_link(lines, link);
         }
         for segment in &topology.segments {
             let name = &segment.name;
@@ -435,6 +443,42 @@ impl Network {
     /// Brings a link back.
     pub fn restore_link(&mut self, a: &str, b: &str) -> Result<()> {
         self.set_links(&[self.link(a, b)?], true)
+    }
+
+    /// Takes a fabric link away, interfaces and all, then routes around it.
+    pub fn remove_link(&mut self, a: &str, b: &str) -> Result<()> {
+        let index = self.fabric_link(a, b)?;
+        let [near, far] = self.links[index].ends.clone();
+        // The far end goes with it.
+        let line = format!("link delete {}\n", near.interface);
+        ip(Some(self.node(&near.node)?), &line)?;
+        self.live[index] = false;
+        self.reroute(&[&near.node, &far.node])
+    }
+
+    /// Makes a removed link anew, as it was; nothing is routed over it until it is restored.
+    pub fn make_link(&self, a: &str, b: &str) -> Result<()> {
+        let link = &self.links[self.fabric_link(a, b)?];
+        let [near, far] = link.ends.clone();
+        let pair = [(near.node, near.interface), (far.node, far.interface)];
+        ip(None, &self.veth_line(&pair)?)?;
+        let mut lines = Lines::default();
+        address_link(&mut lines, link);
+        for (node, interface) in &pair {
+            let node = self.node(node)?;
+            node.enter(|| device::complete_packets(interface))?;
+        }
+        for (node, lines) in &lines.0 {
+            ip(Some(self.node(node)?), lines)?;
+        }
+        Ok(())
+    }
+
+    /// A link whose ends are both natmig's.
+    fn fabric_link(&self, a: &str, b: &str) -> Result<usize> {
+        let index = self.link(a, b)?;
+        ensure!(!self.links[index].external, "{a} – {b} leads outside");
+        Ok(index)
     }
 
     fn links_of(&self, router: &str) -> Vec<usize> {

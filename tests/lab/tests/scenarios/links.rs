@@ -48,3 +48,31 @@ fn cut_link_costs_only_its_own_outage() {
         all_kept(&watched.finish(lab, steps)?)
     });
 }
+
+#[test]
+fn a_link_that_was_removed_works_again_when_it_is_made_anew() {
+    scenario(three_tier(), |lab| {
+        let watched = watch(
+            lab,
+            &[("vm1", "outside"), ("vm1", "host1"), ("vm1", "host4")],
+        )?;
+        let mut steps = vec![migrate(lab, &[("vm1", "rack3")])?];
+        watched.more(300)?;
+        steps.push(outage(lab, |lab| lab.network.remove_link("agg3", "edge3"))?);
+        watched.more(300)?;
+        // Nothing is routed over it yet, so that nothing may be lost.
+        lab.network.make_link("agg3", "edge3")?;
+        lab.wait_connected()?;
+        watched.more(300)?;
+        steps.push(outage(lab, |lab| {
+            lab.network.restore_link("agg3", "edge3")
+        })?);
+        watched.more(300)?;
+        // From here on it is the only way.
+        steps.push(outage(lab, |lab| lab.network.cut_link("agg4", "edge3"))?);
+        watched.more(300)?;
+        steps.push(migrate(lab, &[("vm1", "rack1")])?);
+        watched.more(300)?;
+        all_kept(&watched.finish(lab, steps)?)
+    });
+}

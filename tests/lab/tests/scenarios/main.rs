@@ -9,6 +9,7 @@ mod announcements;
 mod chaos;
 mod common;
 mod crashes;
+mod equal_paths;
 mod families;
 mod group;
 mod guest;

@@ -144,6 +144,20 @@ fn ip(lab: &Lab, arguments: &str) -> Result<()> {
     run(lab, "edge1", "ip", &arguments).map(drop)
 }
 
+/// Gives the ends of aggregation routers' links to edge1 other MAC addresses. They tell of it, as a router
+/// does that takes over from another.
+fn change_macs(lab: &Lab, macs: &[(&str, &str)]) -> Result<()> {
+    for (agg, mac) in macs {
+        let node = lab.network.node(agg)?;
+        node.sysctl(&[
+            ("net.ipv4.conf.edge1.arp_notify", "1"),
+            ("net.ipv6.conf.edge1.ndisc_notify", "1"),
+        ])?;
+        node.ask_ip(&["link", "set", "edge1", "address", mac])?;
+    }
+    Ok(())
+}
+
 #[test]
 fn traffic_follows_routes_neighbours_and_links() {
     scenario(three_tier(), |lab| {
@@ -182,6 +196,12 @@ fn follow(lab: &mut Lab, family: &str, vm: &str, prefix: &str) -> Result<()> {
             ip(lab, &format!("{family} neigh del {gateway} dev {device}"))
         })?;
     }
+    // What is sent to the old ones, the neighbours' kernels drop.
+    let macs = [("agg1", "02:00:00:00:00:a1"), ("agg2", "02:00:00:00:00:a2")];
+    event(lab, vm, "neighbours' MAC addresses changed", |lab| {
+        change_macs(lab, &macs)
+    })?;
+    own_next_hops(lab, "edge1", "host1", vm)?;
     for agg in ["agg1", "agg2"] {
         event(lab, vm, "link cut", |lab| {
             lab.network.cut_link(agg, "edge1")
