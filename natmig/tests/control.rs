@@ -5,16 +5,19 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
 
 use natmig::{
-    coordinator::Phase,
+    coordinator::{Config, Phase},
     proto::v1,
     rule::{MacAddress, Rule},
 };
 use support::{
-    CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, speak, start, start_request, until,
-    vm, vms,
+    Client, CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, speak, start,
+    start_request, until, vm, vms,
 };
 use tonic::Code;
 
@@ -390,6 +393,83 @@ async fn refusals_change_nothing_and_say_why() {
         .await
         .unwrap_err();
     assert_eq!(again.code(), Code::NotFound);
+    fabric.finish(controller).await;
+}
+
+/// The command line on the fabric's controller.
+fn natmig(fabric: &Fabric, arguments: &[&str]) -> Output {
+    let socket = fabric.config().socket;
+    Command::new(env!("CARGO_BIN_EXE_natmig"))
+        .env("NATMIG_CONTROLLER", format!("unix://{}", socket.display()))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_too_many_is_refused_until_another_one_is_done() {
+    let mut fabric = Fabric::new();
+    let two = Config {
+        under_way: 2,
+        ..support::times()
+    };
+    let store = Box::new(fabric.store());
+    let controller = fabric.controller_that_keeps(store, two).await;
+    fabric.start_agents();
+    let mut client = fabric.client().await;
+    set_up(&mut client).await;
+    all_in_sync(&mut client).await;
+    let mut under_way = Vec::new();
+    for vm in ["vm1", "vm2"] {
+        let mut request = start_request(&[vm], "rack2");
+        request.activation = v1::Activation::Manual.into();
+        let id = start(&mut client, request).await;
+        reach(&mut client, id, |phase| phase == Phase::Prepared).await;
+        under_way.push(id);
+    }
+    let migrations = async |client: &mut Client| {
+        let all = client.list_migrations(v1::ListMigrationsRequest {}).await;
+        all.unwrap().into_inner().migrations
+    };
+    let (before, known) = (migrations(&mut client).await, vms(&mut client).await);
+
+    let refusal = client
+        .start_migration(start_request(&["vm3"], "rack2"))
+        .await
+        .unwrap_err();
+    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    let third = ["migrate", "vm3", "--to", "rack2", "--wait", "--json"];
+    for arguments in [&third[..5], &third] {
+        let output = natmig(&fabric, arguments);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error, format!("natmig: {}\n", refusal.message()));
+        for part in ["2 migrations are under way", "try again", "migration list"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    assert_eq!(migrations(&mut client).await, before);
+    assert_eq!(vms(&mut client).await, known);
+
+    // One is done, and there is room for one.
+    let activate = async |client: &mut Client, id: u64| {
+        let request = v1::ActivateMigrationRequest { id };
+        client.activate_migration(request).await.unwrap();
+        reach(client, id, Phase::is_final).await
+    };
+    let view = activate(&mut client, under_way[0]).await;
+    assert_eq!(view.phase, Phase::Done);
+    let output = natmig(&fabric, &third);
+    assert!(output.status.success(), "{output:?}");
+    let started: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let id = started["id"].as_u64().unwrap();
+    // The refused ones have taken no number.
+    assert_eq!(id, under_way[1] + 1);
+    reach(&mut client, id, Phase::is_final).await;
+    let view = activate(&mut client, under_way[1]).await;
+    assert_eq!(view.phase, Phase::Done);
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
     fabric.finish(controller).await;
 }
 

@@ -456,7 +456,15 @@ impl Fabric {
     }
 
     pub async fn controller_with(&self, store: Box<dyn Store>) -> RunningController {
-        let controller = controller::start_with(&self.config(), store, times())
+        self.controller_that_keeps(store, times()).await
+    }
+
+    pub async fn controller_that_keeps(
+        &self,
+        store: Box<dyn Store>,
+        times: Config,
+    ) -> RunningController {
+        let controller = controller::start_with(&self.config(), store, times)
             .await
             .unwrap();
         let (stop, stopped) = oneshot::channel();
