@@ -12,10 +12,12 @@ mod config;
 mod control;
 mod core;
 mod denials;
+mod figures;
 mod group;
 mod incoming;
 mod lead;
 mod listen;
+mod metrics;
 mod peer;
 mod role;
 
@@ -40,12 +42,15 @@ use self::{
     control::Control,
     core::{Handle, Running},
     denials::Denials,
+    figures::Figures,
     incoming::Accepted,
     listen::SocketFile,
+    metrics::ControllerMetrics,
     role::{Role, Roles},
 };
 use crate::{
     coordinator::Config,
+    metrics::Endpoint,
     pki,
     proto::{
         KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT, WINDOW,
@@ -95,7 +100,7 @@ enum Leadership {
     /// It leads, and nobody else can.
     Sole(Handle, Running),
     /// It is one of several.
-    Elected(Box<Candidate>, Config),
+    Elected(Box<Candidate>, Config, Arc<Figures>),
 }
 
 /// A controller that serves.
@@ -108,6 +113,7 @@ pub struct Controller {
     stop: watch::Sender<bool>,
     socket: SocketFile,
     address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
 }
 
 /// Binds, opens the store, takes up where it ends, and serves. With etcd, it stands by until it is
@@ -126,13 +132,14 @@ pub async fn start_on(
     config: &ControllerConfig,
     listeners: Listeners,
 ) -> Result<Controller, ControllerError> {
-    let leadership = || match config.place() {
-        StorePlace::File(path) => sole(Box::new(FileStore::open(&path)?), Config::default()),
+    let times = Config::default();
+    let leadership = |figures| match config.place() {
+        StorePlace::File(path) => sole(Box::new(FileStore::open(&path)?), times, figures),
         StorePlace::Etcd(etcd) => {
             let address = config.advertised().map_err(ControllerError::Config)?;
             let candidate =
                 Candidate::new(&etcd, &config.name(), &address).map_err(StoreError::from)?;
-            Ok(Leadership::Elected(Box::new(candidate), Config::default()))
+            Ok(Leadership::Elected(Box::new(candidate), times, figures))
         }
     };
     serve_all(config, listeners, leadership)
@@ -149,11 +156,15 @@ pub async fn start_with(
     times: Config,
 ) -> Result<Controller, ControllerError> {
     let listeners = Listeners::bind(config)?;
-    serve_all(config, listeners, || sole(store, times))
+    serve_all(config, listeners, |figures| sole(store, times, figures))
 }
 
-fn sole(store: Box<dyn Store>, times: Config) -> Result<Leadership, ControllerError> {
-    let (core, running) = core::start(store, times)?;
+fn sole(
+    store: Box<dyn Store>,
+    times: Config,
+    figures: Arc<Figures>,
+) -> Result<Leadership, ControllerError> {
+    let (core, running) = core::start(store, times, figures)?;
     Ok(Leadership::Sole(core, running))
 }
 
@@ -161,25 +172,41 @@ fn sole(store: Box<dyn Store>, times: Config) -> Result<Leadership, ControllerEr
 fn serve_all(
     config: &ControllerConfig,
     listeners: Listeners,
-    leadership: impl FnOnce() -> Result<Leadership, ControllerError>,
+    leadership: impl FnOnce(Arc<Figures>) -> Result<Leadership, ControllerError>,
 ) -> Result<Controller, ControllerError> {
     let credentials = credentials(config)?;
     let unix = UnixListener::from_std(listeners.unix)?;
     let tcp = listeners.tcp.map(TcpListener::from_std).transpose()?;
     let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+    let endpoint = listeners.metrics.map(Endpoint::on).transpose()?;
+    let metrics_address = endpoint.as_ref().and_then(|it| it.address().ok());
     if let (Some(address), None) = (address, &credentials) {
         tracing::warn!(
             %address,
             "insecure = true: serving without TLS; whoever reaches this address commands the fabric"
         );
     }
-    let leadership = leadership()?;
+    let figures = Arc::<Figures>::default();
+    let leadership = leadership(Arc::clone(&figures))?;
     let (role, present) = watch::channel(match &leadership {
         Leadership::Sole(core, _) => Role::Leading(core.clone()),
         Leadership::Elected(..) => Role::StandingBy(None),
     });
     let roles = Roles::new(config.name(), present);
     let (stop, _) = watch::channel(false);
+    if let Some(endpoint) = endpoint {
+        let metrics = ControllerMetrics {
+            roles: roles.clone(),
+            figures,
+        };
+        let stopped = stopped(stop.subscribe());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped => {}
+                () = endpoint.serve(Arc::new(metrics)) => {}
+            }
+        });
+    }
     let mut servers = vec![tokio::spawn(serve(
         roles.clone(),
         incoming::unix(unix, listeners.group),
@@ -203,6 +230,7 @@ fn serve_all(
     tracing::info!(
         socket = %config.socket.display(),
         address = address.map(tracing::field::display),
+        metrics = metrics_address.map(tracing::field::display),
         "serving"
     );
     Ok(Controller {
@@ -212,6 +240,7 @@ fn serve_all(
         stop,
         socket: listeners.socket,
         address,
+        metrics_address,
     })
 }
 
@@ -239,6 +268,11 @@ impl Controller {
         self.address
     }
 
+    /// The TCP address at which metrics are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
     /// Serves until `shutdown` is ready or the store fails. What is under way is taken up by the
     /// next controller on the store.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ControllerError> {
@@ -249,6 +283,7 @@ impl Controller {
             stop,
             socket,
             address: _,
+            metrics_address: _,
         } = self;
         let shutdown = async {
             shutdown.await;
@@ -257,8 +292,8 @@ impl Controller {
         };
         let outcome = match leadership {
             Leadership::Sole(core, running) => lead::alone(core, running, shutdown).await,
-            Leadership::Elected(candidate, times) => {
-                lead::in_turn(*candidate, role, times, shutdown).await
+            Leadership::Elected(candidate, times, figures) => {
+                lead::in_turn(*candidate, role, times, figures, shutdown).await
             }
         };
         stop.send_replace(true);

@@ -19,6 +19,7 @@ mod request;
 mod settle;
 mod state;
 mod table;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod times;
@@ -42,6 +43,7 @@ pub use self::{
     },
     request::{Answer, MigrateRequest, Refusal, RefusalKind, Request},
     table::RouterTable,
+    tally::{RouterTally, Tally},
     view::{
         MigrationView, MoveView, PhaseTime, PlaceView, Progress, RouterProgressView, RouterView,
         VmView,

@@ -6,7 +6,13 @@
 
 mod router;
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::{self, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -16,6 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -48,8 +55,8 @@ pub trait Metrics: Send + Sync + 'static {
     "cannot serve metrics on {address}: {source}; set metrics = \"ADDRESS:PORT\" to an address of this machine that is free, or remove it"
 )]
 pub struct MetricsError {
-    address: SocketAddr,
-    source: io::Error,
+    pub(crate) address: SocketAddr,
+    pub(crate) source: io::Error,
 }
 
 /// The address on which metrics are served.
@@ -69,6 +76,13 @@ impl Endpoint {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| MetricsError { address, source })?;
+        Ok(Self { listener })
+    }
+
+    /// As [`Self::open`], on an address that was taken already.
+    pub fn on(listener: net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         Ok(Self { listener })
     }
 
@@ -144,6 +158,13 @@ async fn answer(
             failure(StatusCode::SERVICE_UNAVAILABLE, &format!("{error}\n"))
         }
     })
+}
+
+/// A gauge that stands at a value.
+pub(crate) fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge
 }
 
 fn failure(status: StatusCode, text: &str) -> Response<String> {

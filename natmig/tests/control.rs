@@ -6,18 +6,24 @@
 mod support;
 
 use std::{
+    net::SocketAddr,
     process::{Command, Output},
     time::{Duration, Instant},
 };
 
 use natmig::{
+    controller::{self, ControllerConfig},
     coordinator::{Config, Phase},
     proto::v1,
     rule::{MacAddress, Rule},
 };
 use support::{
-    Client, CrashingStore, Fabric, ROUTERS, all_in_sync, reach, set_up, speak, start,
-    start_request, until, vm, vms,
+    Client, CrashingStore, Fabric, ROUTERS, RunningController, all_in_sync, reach, set_up, speak,
+    start, start_request, until, vm, vms,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
 };
 use tonic::Code;
 
@@ -49,13 +55,13 @@ async fn vm_moves_moves_on_and_returns() {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_and_operators_come_over_tcp() {
     let mut fabric = Fabric::new();
-    let config = natmig::controller::ControllerConfig {
+    let config = ControllerConfig {
         listen: Some("127.0.0.1:0".parse().unwrap()),
         insecure: true,
         ..fabric.config()
     };
     let store = Box::new(fabric.store());
-    let controller = natmig::controller::start_with(&config, store, support::times())
+    let controller = controller::start_with(&config, store, support::times())
         .await
         .unwrap();
     let endpoint = format!("http://{}", controller.address().unwrap());
@@ -551,7 +557,7 @@ async fn controller_of_a_lower_term_is_refused() {
 async fn second_controller_on_the_same_store_is_refused() {
     let (fabric, controller, _client) = Fabric::ready().await;
     let mut config = fabric.config();
-    let error = natmig::controller::start(&config).await.unwrap_err();
+    let error = controller::start(&config).await.unwrap_err();
     assert!(
         error
             .to_string()
@@ -559,10 +565,150 @@ async fn second_controller_on_the_same_store_is_refused() {
         "{error}"
     );
     config.socket.set_extension("second");
-    let error = natmig::controller::start(&config).await.unwrap_err();
+    let error = controller::start(&config).await.unwrap_err();
     assert!(
         error.to_string().contains("in use by another controller"),
         "{error}"
     );
+    fabric.finish(controller).await;
+}
+
+/// An error unless the metrics have all of these lines.
+async fn metrics_say(address: SocketAddr, lines: &[&str]) -> Result<(), String> {
+    let mut scraper = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: controller\r\n\r\n";
+    scraper.write_all(request).await.unwrap();
+    let mut text = String::new();
+    scraper.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in lines {
+        if !text.lines().any(|found| found == *line) {
+            return Err(format!("no `{line}` in\n{text}"));
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::too_many_lines, reason = "one story, told in order")]
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_say_what_the_controller_has_to_do_and_did() {
+    let mut fabric = Fabric::new();
+    let config = ControllerConfig {
+        metrics: Some("127.0.0.1:0".parse().unwrap()),
+        ..fabric.config()
+    };
+    let times = Config {
+        under_way: 7,
+        ..support::times()
+    };
+    let store = Box::new(fabric.store());
+    let controller = controller::start_with(&config, store, times).await.unwrap();
+    let address = controller.metrics_address().unwrap();
+    let controller = RunningController::of(controller);
+    let second = ControllerConfig {
+        socket: fabric.path("second.sock"),
+        metrics: Some(address),
+        ..fabric.config()
+    };
+    let error = controller::start(&second).await.unwrap_err().to_string();
+    assert!(error.contains("set metrics = "), "{error}");
+
+    let mut client = fabric.client().await;
+    let status = client.get_controller(v1::GetControllerRequest {}).await;
+    let term = status.unwrap().into_inner().term;
+    let lines = [
+        "natmig_leads 1",
+        &format!("natmig_term {term}"),
+        "natmig_migrations{phase=\"preparing\"} 0",
+        "natmig_migrations_under_way 0",
+        "natmig_migration_capacity 7",
+        "natmig_migrations_decided_total{outcome=\"committed\"} 0",
+        "natmig_refused_commands_total{reason=\"fenced\"} 0",
+        "natmig_store_seconds_count{operation=\"begin_term\"} 1",
+        "natmig_store_seconds_count{operation=\"load\"} 1",
+        "natmig_store_seconds_count{operation=\"apply\"} 0",
+        "natmig_store_errors_total 0",
+    ];
+    metrics_say(address, &lines).await.unwrap();
+
+    fabric.start_agents();
+    set_up(&mut client).await;
+    all_in_sync(&mut client).await;
+    let mut request = start_request(&["vm1"], "rack2");
+    request.activation = v1::Activation::Manual.into();
+    let id = start(&mut client, request).await;
+    reach(&mut client, id, |phase| phase == Phase::Prepared).await;
+    let lines = [
+        "natmig_migrations{phase=\"prepared\"} 1",
+        "natmig_migrations{phase=\"committed\"} 0",
+        "natmig_migrations_under_way 1",
+        "natmig_migrations_decided_total{outcome=\"committed\"} 0",
+        "natmig_router_connected{router=\"edge1\",tier=\"edge\"} 1",
+        "natmig_router_in_sync{router=\"core1\",tier=\"core\"} 1",
+        "natmig_router_drained{router=\"core1\",tier=\"core\"} 0",
+    ];
+    metrics_say(address, &lines).await.unwrap();
+
+    // A router is passed over: success, but not everywhere.
+    fabric.memory("core1").lock().unwrap().stuck = true;
+    client
+        .activate_migration(v1::ActivateMigrationRequest { id })
+        .await
+        .unwrap();
+    let view = reach(&mut client, id, Phase::is_success).await;
+    assert_eq!(view.phase, Phase::Committed);
+    let lines = [
+        "natmig_migrations{phase=\"prepared\"} 0",
+        "natmig_migrations{phase=\"committed\"} 1",
+        "natmig_migrations_under_way 1",
+        "natmig_migrations_decided_total{outcome=\"committed\"} 1",
+        "natmig_migration_seconds_count{activation=\"manual\"} 0",
+        "natmig_commit_seconds_count 0",
+        "natmig_router_connected{router=\"core1\",tier=\"core\"} 1",
+        "natmig_router_in_sync{router=\"core1\",tier=\"core\"} 0",
+        "natmig_router_in_sync{router=\"edge1\",tier=\"edge\"} 1",
+    ];
+    metrics_say(address, &lines).await.unwrap();
+    fabric.memory("core1").lock().unwrap().stuck = false;
+    reach(&mut client, id, Phase::is_final).await;
+    let lines = [
+        "natmig_migrations{phase=\"committed\"} 0",
+        "natmig_migrations_under_way 0",
+        "natmig_migrations_decided_total{outcome=\"committed\"} 1",
+        "natmig_migrations_decided_total{outcome=\"aborted\"} 0",
+        "natmig_migration_seconds_count{activation=\"manual\"} 1",
+        "natmig_migration_seconds_count{activation=\"immediate\"} 0",
+        "natmig_commit_seconds_count 1",
+        "natmig_commit_spread_seconds_count 1",
+        "natmig_router_in_sync{router=\"core1\",tier=\"core\"} 1",
+        "natmig_refused_commands_total{reason=\"failed\"} 0",
+    ];
+    metrics_say(address, &lines).await.unwrap();
+
+    fabric.memory("edge2").lock().unwrap().refuses = true;
+    let id = start(&mut client, start_request(&["vm2"], "rack2")).await;
+    let view = reach(&mut client, id, Phase::is_final).await;
+    assert_eq!(view.phase, Phase::Aborted);
+    fabric.stop_agent("edge3").await;
+    let name = "edge3".to_owned();
+    let drain = client.drain_router(v1::DrainRouterRequest { name }).await;
+    drain.unwrap();
+    let lines = [
+        "natmig_migrations{phase=\"aborted\"} 0",
+        "natmig_migrations_decided_total{outcome=\"committed\"} 1",
+        "natmig_migrations_decided_total{outcome=\"aborted\"} 1",
+        "natmig_migration_seconds_count{activation=\"immediate\"} 0",
+        "natmig_commit_seconds_count 1",
+        "natmig_refused_commands_total{reason=\"failed\"} 1",
+        "natmig_router_connected{router=\"edge3\",tier=\"edge\"} 0",
+        "natmig_router_in_sync{router=\"edge3\",tier=\"edge\"} 0",
+        "natmig_router_drained{router=\"edge3\",tier=\"edge\"} 1",
+    ];
+    // The controller notices by itself that the agent is gone.
+    until("metrics say so", async || {
+        metrics_say(address, &lines).await
+    })
+    .await;
     fabric.finish(controller).await;
 }

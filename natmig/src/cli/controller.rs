@@ -25,6 +25,7 @@ use crate::controller::{self, ControllerConfig, Listeners};
     store = \"/var/lib/natmig/controller.redb\"\n  \
     socket_group = \"natmig\"                 # may use the socket besides root (default: nobody)\n  \
     socket_role = \"read-only\"               # or operator\n  \
+    metrics = \"127.0.0.1:9442\"              # for Prometheus (default: nowhere)\n  \
     [tls]                                   # natmig pki issue controller NAME --address ...\n  \
     ca = \"/etc/natmig/pki/ca.pem\"\n  \
     certificate = \"/etc/natmig/pki/controller-ctl1.pem\"\n  \

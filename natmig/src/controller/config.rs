@@ -45,6 +45,8 @@ pub struct ControllerConfig {
     /// URL at which agents and commands reach this controller, which the others tell them while it
     /// leads; by default that of `listen`.
     pub advertise: Option<String>,
+    /// Where metrics are served; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where a controller keeps its state.
@@ -69,6 +71,7 @@ impl Default for ControllerConfig {
             etcd: None,
             name: None,
             advertise: None,
+            metrics: None,
         }
     }
 }
@@ -108,8 +111,8 @@ pub enum ConfigError {
     },
     /// It is not what it should be.
     #[error(
-        "{path}:{line}:{column}: {message}\nkeys are listen (\"ADDRESS:PORT\"), socket and store (paths), \
-         socket_group (a name), socket_role (\"operator\" or \"read-only\"), insecure (true or false), \
+        "{path}:{line}:{column}: {message}\nkeys are listen and metrics (\"ADDRESS:PORT\"), socket and store \
+         (paths), socket_group (a name), socket_role (\"operator\" or \"read-only\"), insecure (true or false), \
          name, advertise (\"https://HOST:PORT\"), and the tables [tls] with ca, certificate and key, and \
          [etcd] with endpoints, prefix, lease, ca, certificate, key, user and password_file"
     )]
@@ -173,6 +176,11 @@ impl ControllerConfig {
     }
 
     fn check(&self) -> Result<(), String> {
+        if let Some(metrics) = self.metrics.filter(|_| self.metrics == self.listen) {
+            return Err(format!(
+                "listen and metrics are both \"{metrics}\"; give metrics a port of its own"
+            ));
+        }
         let Some(etcd) = &self.etcd else {
             return Ok(());
         };
@@ -241,6 +249,7 @@ mod tests {
     fn empty_file_means_defaults() {
         let config = parse("").unwrap();
         assert_eq!(config.listen, None);
+        assert_eq!(config.metrics, None);
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.place(), StorePlace::File(DEFAULT_STORE.into()));
         assert_eq!(config, ControllerConfig::default());
@@ -305,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_served_where_the_file_says() {
+        let config = parse("metrics = \"127.0.0.1:9442\"").unwrap();
+        assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9442).into()));
+        let same = "listen = \"127.0.0.1:7400\"\ninsecure = true\nmetrics = \"127.0.0.1:7400\"";
+        let error = parse(same).unwrap_err().to_string();
+        assert!(error.contains("a port of its own"), "{error}");
+    }
+
+    #[test]
     fn malformed_files_name_line_and_remedy() {
         for (text, place, message) in [
             (
@@ -312,6 +330,7 @@ mod tests {
                 ":2:10: ",
                 "socket address",
             ),
+            ("metrics = \"9442\"", ":1:11: ", "socket address"),
             ("port = 7400", ":1:1: ", "unknown field `port`"),
             ("store = 3", ":1:9: ", "string"),
             ("listen = [", ":1:", ""),

@@ -30,6 +30,7 @@ use tokio::{
 use tonic::Status;
 
 pub(super) use self::handle::{Connection, Handle, Input};
+use super::figures::{Figures, Operation};
 use crate::{
     audit::{Asked, AuditLog, AuditOutcome, AuditRecord},
     coordinator::{
@@ -68,10 +69,12 @@ pub(super) struct Running {
 pub(super) fn start(
     mut store: Box<dyn Store>,
     config: Config,
+    figures: Arc<Figures>,
 ) -> Result<(Handle, Running), StartError> {
     let clock = Clock::new();
-    let term = store.begin_term(clock.now().0 / 1_000_000_000)?;
-    let mut stored = store.load()?;
+    let at_least = clock.now().0 / 1_000_000_000;
+    let term = figures.ask(Operation::BeginTerm, || store.begin_term(at_least))?;
+    let mut stored = figures.ask(Operation::Load, || store.load())?;
     let audit = AuditLog::new(std::mem::take(&mut stored.audit));
     tracing::info!(
         term,
@@ -97,6 +100,7 @@ pub(super) fn start(
             let mut core = Core {
                 coordinator,
                 store,
+                figures,
                 audit,
                 clock,
                 term,
@@ -181,6 +185,7 @@ enum Todo {
 struct Core {
     coordinator: Coordinator,
     store: Box<dyn Store>,
+    figures: Arc<Figures>,
     audit: AuditLog,
     clock: Clock,
     term: u64,
@@ -368,7 +373,8 @@ impl Core {
         };
         if self.confirmed <= session.begun {
             let asked = Instant::now();
-            self.store.confirm()?;
+            self.figures
+                .ask(Operation::Confirm, || self.store.confirm())?;
             self.confirmed = asked;
         }
         self.happened(Event::RouterConnected {
@@ -391,6 +397,7 @@ impl Core {
         if session.connection.id != connection {
             return Ok(());
         }
+        self.figures.answered(&reply.outcome);
         let reply = match (session.outstanding.pop_front(), reply.outcome) {
             (_, Outcome::Fenced { term }) => {
                 tracing::error!(
@@ -526,8 +533,10 @@ impl Core {
 
     fn make_durable(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
         let begun = Instant::now();
-        self.store.apply(ops)?;
+        self.figures
+            .ask(Operation::Apply, || self.store.apply(ops))?;
         tracing::debug!(changes = ops.len(), took = ?begun.elapsed(), "stored");
+        self.figures.stored(ops);
         Ok(())
     }
 

@@ -1,17 +1,18 @@
 //! Leading in turn: stands by, leads while the lease lasts, stands by again.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::{
     ControllerError,
     core::{self, Handle, Input, Running, StartError},
+    figures::Figures,
     role::Role,
 };
 use crate::{
     coordinator::Config,
-    store::{Candidate, Lease, Store, StoreError},
+    store::{Candidate, Lease, StoreError},
 };
 
 /// Why a core is asked to end, or has ended.
@@ -44,6 +45,7 @@ pub(super) async fn in_turn(
     candidate: Candidate,
     role: watch::Sender<Role>,
     times: Config,
+    figures: Arc<Figures>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ControllerError> {
     let mut shutdown = std::pin::pin!(shutdown);
@@ -55,7 +57,9 @@ pub(super) async fn in_turn(
             () = tell_leader(&candidate, &role) => return Ok(()),
         };
         let lease = store.lease();
-        let outcome = lead(Box::new(store), &lease, &role, times, shutdown.as_mut()).await;
+        let figures = Arc::clone(&figures);
+        let start = move || core::start(Box::new(store), times, figures);
+        let outcome = lead(start, &lease, &role, shutdown.as_mut()).await;
         role.send_replace(Role::StandingBy(None));
         lease.revoke().await;
         former = Some(lease);
@@ -74,13 +78,12 @@ pub(super) async fn in_turn(
 
 /// Leads once. Returns whether the controller was asked to end.
 async fn lead(
-    store: Box<dyn Store>,
+    start: impl FnOnce() -> Result<(Handle, Running), StartError> + Send + 'static,
     lease: &Lease,
     role: &watch::Sender<Role>,
-    times: Config,
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<bool, ControllerError> {
-    let (core, mut running) = tokio::task::spawn_blocking(move || core::start(store, times))
+    let (core, mut running) = tokio::task::spawn_blocking(start)
         .await
         .map_err(|_| ControllerError::Core)??;
     role.send_replace(Role::Leading(core.clone()));

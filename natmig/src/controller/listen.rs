@@ -16,6 +16,7 @@ use std::{
 };
 
 use super::{ControllerConfig, group::SocketGroup};
+use crate::metrics::MetricsError;
 
 /// Sockets that are bound and not yet served. Binding may need capabilities that serving does not.
 #[must_use]
@@ -25,6 +26,7 @@ pub struct Listeners {
     pub(super) socket: SocketFile,
     pub(super) group: Option<SocketGroup>,
     pub(super) tcp: Option<TcpListener>,
+    pub(super) metrics: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -51,11 +53,15 @@ impl Listeners {
                 Some(bound.map_err(|source| ListenError::Tcp { address, source })?)
             }
         };
+        let metrics = config.metrics.map(|address| {
+            TcpListener::bind(address).map_err(|source| MetricsError { address, source })
+        });
         Ok(Self {
             unix,
             socket,
             group,
             tcp,
+            metrics: metrics.transpose()?,
         })
     }
 }
@@ -93,6 +99,9 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
+    /// The address for metrics cannot be had.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The system refuses.
     #[error("{path}: {source}")]
     System {

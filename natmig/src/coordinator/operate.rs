@@ -323,7 +323,7 @@ impl Coordinator {
     }
 
     /// Migrations that hold a slot on routers, or wait for one.
-    fn under_way(&self) -> usize {
+    pub(super) fn under_way(&self) -> usize {
         let active = self.active.iter().filter_map(|id| self.migrations.get(id));
         active.filter(|migration| migration.is_busy()).count()
     }

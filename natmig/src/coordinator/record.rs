@@ -248,3 +248,24 @@ pub struct MigrationRecord {
     /// before that is empty.
     pub uncleared: BTreeSet<RouterName>,
 }
+
+impl MigrationRecord {
+    /// When it was announced.
+    pub fn announced(&self) -> Option<Timestamp> {
+        self.times.first().map(|(_, at)| *at)
+    }
+
+    /// When a phase began, the last time.
+    pub fn began(&self, phase: Phase) -> Option<Timestamp> {
+        let mut times = self.times.iter().rev();
+        let (_, at) = times.find(|(entered, _)| *entered == phase)?;
+        Some(*at)
+    }
+
+    /// From the first to the last of the commits that are known, by the routers' clocks.
+    pub fn commit_spread_ns(&self) -> Option<u64> {
+        let routers = self.routers.values().copied();
+        let commits = routers.filter_map(Progress::committed_at);
+        Some(commits.clone().max()?.since(commits.min()?))
+    }
+}

@@ -213,20 +213,16 @@ impl Coordinator {
 
     /// All routers.
     pub fn routers(&self) -> Vec<RouterView> {
+        let decided = self.decided();
         self.routers
             .iter()
             .map(|(name, router)| RouterView {
                 name: name.clone(),
-                tier: self
-                    .topology
-                    .as_ref()
-                    .and_then(|topology| topology.routers.get(name))
-                    .copied()
-                    .unwrap_or(Tier::Edge),
+                tier: self.tier(name),
                 segments: self.segments_of(name),
                 connected: router.connection.is_some(),
                 since: router.since,
-                in_sync: self.is_in_sync(name),
+                in_sync: self.is_in_sync(name, &decided),
                 drained: router.drained,
                 holds_back: self
                     .active
@@ -267,14 +263,28 @@ impl Coordinator {
         }
     }
 
+    pub(super) fn tier(&self, router: &RouterName) -> Tier {
+        self.topology
+            .as_ref()
+            .and_then(|topology| topology.routers.get(router))
+            .copied()
+            .unwrap_or(Tier::Edge)
+    }
+
+    /// Migrations whose outcome not every router has yet.
+    pub(super) fn decided(&self) -> Vec<&Migration> {
+        self.active
+            .iter()
+            .filter_map(|id| self.migrations.get(id))
+            .filter(|it| matches!(it.phase(), Phase::Committing | Phase::Committed))
+            .collect()
+    }
+
     /// Whether a router has the table that it should have, with every migration that is decided.
-    fn is_in_sync(&self, router: &RouterName) -> bool {
+    pub(super) fn is_in_sync(&self, router: &RouterName, decided: &[&Migration]) -> bool {
         self.settled(router).is_some()
-            && self
-                .active
+            && decided
                 .iter()
-                .filter_map(|id| self.migrations.get(id))
-                .filter(|it| matches!(it.phase(), Phase::Committing | Phase::Committed))
                 .all(|migration| migration.has_committed(router))
     }
 
@@ -301,15 +311,8 @@ impl Coordinator {
 
     pub(super) fn view_of(&self, migration: &Migration) -> MigrationView {
         let record = &migration.record;
-        let began = |phase| {
-            record
-                .times
-                .iter()
-                .rev()
-                .find(|(entered, _)| *entered == phase)
-                .map(|(_, at)| *at)
-        };
-        let start = record.times.first().map(|(_, at)| *at);
+        let began = |phase| record.began(phase);
+        let start = record.announced();
         let between = |from: Option<Timestamp>, to: Option<Timestamp>| Some(to?.since(from?));
         // A router may have left the topology since: its commit is remembered all the same.
         let names: BTreeSet<_> = self.routers.keys().chain(record.routers.keys()).collect();
@@ -326,10 +329,6 @@ impl Coordinator {
                     error: participant.and_then(|participant| participant.error.clone()),
                 }
             })
-            .collect();
-        let commits: Vec<_> = routers
-            .iter()
-            .filter_map(|router| router.progress.committed_at())
             .collect();
         let all = routers
             .iter()
@@ -366,12 +365,7 @@ impl Coordinator {
                 .collect(),
             prepare_ns: between(start, began(Phase::Prepared)),
             commit_ns: between(began(Phase::Committing), began(Phase::Committed)),
-            commit_spread_ns: commits
-                .iter()
-                .max()
-                .zip(commits.iter().min())
-                .filter(|_| all)
-                .map(|(last, first)| last.since(*first)),
+            commit_spread_ns: record.commit_spread_ns().filter(|_| all),
             error: record.error.clone(),
             routers,
         }

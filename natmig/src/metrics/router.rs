@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::Metrics;
+use super::{Metrics, gauge};
 use crate::router::{Figures, RouterError, reader::Reader, tracer};
 
 /// The metrics of an instance.
@@ -172,12 +172,6 @@ fn traffic(registry: &mut Registry, reader: &Reader) -> Result<(), RouterError> 
         guard,
     );
     Ok(())
-}
-
-fn gauge(value: u64) -> Gauge {
-    let gauge = Gauge::default();
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-    gauge
 }
 
 impl Metrics for RouterMetrics {

@@ -22,7 +22,7 @@ use std::{
 use ipnet::IpNet;
 use natmig::{
     agent::{self, Identity, Tables},
-    controller::{self, ControllerConfig, ControllerError},
+    controller::{self, Controller, ControllerConfig, ControllerError},
     coordinator::{Config, MigrationView, Phase, StoreOp, Stored},
     digest::{Parts, TableDigest},
     names::RouterName,
@@ -393,6 +393,16 @@ pub struct RunningController {
 }
 
 impl RunningController {
+    pub fn of(controller: Controller) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self {
+            stop: Some(stop),
+            task: tokio::spawn(controller.run(async {
+                stopped.await.ok();
+            })),
+        }
+    }
+
     pub async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         self.task.await.unwrap().unwrap();
@@ -467,13 +477,7 @@ impl Fabric {
         let controller = controller::start_with(&self.config(), store, times)
             .await
             .unwrap();
-        let (stop, stopped) = oneshot::channel();
-        RunningController {
-            stop: Some(stop),
-            task: tokio::spawn(controller.run(async {
-                stopped.await.ok();
-            })),
-        }
+        RunningController::of(controller)
     }
 
     pub fn start_agent(&mut self, router: &str) {
