@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::IpNet;
 use natmig::{
     agent::{
         Tables, TermError,
@@ -12,7 +11,7 @@ use natmig::{
     digest::{Parts, TableDigest},
     names::SegmentName,
     proto::{Command, Order, Outcome},
-    router::{Announcement, CommitReport, Held, RouterError},
+    router::{CommitReport, Held, RouterError},
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
 use natmig_common::SlotState;
@@ -86,30 +85,6 @@ impl Tables for Mortal {
 
     fn digest(&self) -> TableDigest {
         TableDigest::default()
-    }
-
-    fn set_pools(&mut self, _pools: &[IpNet]) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn term(&self) -> u64 {
-        0
-    }
-
-    fn set_term(&mut self, _term: u64) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn take_announcements(&mut self) -> Vec<Announcement> {
-        Vec::new()
-    }
-
-    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn announce(_announcements: &[Announcement]) -> Result<(), RouterError> {
-        Ok(())
     }
 }
 

@@ -17,6 +17,10 @@ use crate::{
 pub type SetRoutes = Box<dyn FnMut(Vec<PrefixRoute>) -> bool + Send>;
 
 /// A router's tables; every method may block. They are described at [`Router`].
+///
+/// What has a default is what tables without a router beneath them do without, in tests and models:
+/// interfaces, routes, announcements of VMs and to neighbours, pools that packets are checked against,
+/// and a copy of the term. [`Router`] leaves nothing to defaults.
 #[allow(
     missing_docs,
     reason = "described at `Router`, whose methods these are"
@@ -51,16 +55,29 @@ pub trait Tables: Send + 'static {
     }
     fn held(&self) -> Vec<Held>;
     fn digest(&self) -> TableDigest;
-    fn set_pools(&mut self, pools: &[IpNet]) -> Result<(), RouterError>;
-    fn term(&self) -> u64;
-    fn set_term(&mut self, term: u64) -> Result<(), RouterError>;
-    fn take_announcements(&mut self) -> Vec<Announcement>;
-    fn refresh_interfaces(&mut self) -> Result<(), RouterError>;
+    fn set_pools(&mut self, _pools: &[IpNet]) -> Result<(), RouterError> {
+        Ok(())
+    }
+    /// A copy of the highest term, beside the one of [`super::execute::TermKeeper`]; 0 if there is none.
+    fn term(&self) -> u64 {
+        0
+    }
+    fn set_term(&mut self, _term: u64) -> Result<(), RouterError> {
+        Ok(())
+    }
+    fn take_announcements(&mut self) -> Vec<Announcement> {
+        Vec::new()
+    }
+    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
+        Ok(())
+    }
     fn keep_next_hops(&mut self, _set_routes: SetRoutes) -> Result<(), RouterError> {
         Ok(())
     }
     fn set_routes(&mut self, _routes: &[PrefixRoute]) {}
-    fn announce(announcements: &[Announcement]) -> Result<(), RouterError>;
+    fn announce(_announcements: &[Announcement]) -> Result<(), RouterError> {
+        Ok(())
+    }
 }
 
 impl Tables for Router {

@@ -27,7 +27,7 @@ use natmig::{
     digest::{Parts, TableDigest},
     names::RouterName,
     proto::v1::{self, control_service_client::ControlServiceClient},
-    router::{Announcement, CommitReport, Heard, Held, RouterError, TellHeard},
+    router::{CommitReport, Heard, Held, RouterError, TellHeard},
     rule::{Changes, MacAddress, Rule, TransactionId},
     store::{FileStore, Store, StoreError},
     tls::Credentials,
@@ -331,18 +331,6 @@ impl Tables for MemoryTables {
 
     fn set_term(&mut self, term: u64) -> Result<(), RouterError> {
         self.0.lock().unwrap().term = term;
-        Ok(())
-    }
-
-    fn take_announcements(&mut self) -> Vec<Announcement> {
-        Vec::new()
-    }
-
-    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn announce(_announcements: &[Announcement]) -> Result<(), RouterError> {
         Ok(())
     }
 }

@@ -3,12 +3,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::IpNet;
 use natmig::{
     agent::{self, TermError, execute::TermKeeper},
     coordinator::Timestamp,
     digest::{Parts, TableDigest},
-    router::{Announcement, CommitReport, Heard, Held, RouterError},
+    router::{CommitReport, Heard, Held, RouterError},
     rule::{Changes, Rule, TransactionId},
 };
 
@@ -140,30 +139,5 @@ impl agent::Tables for Agent {
                 .iter()
                 .map(|(address, rule)| (*address, rule)),
         )
-    }
-
-    fn set_pools(&mut self, _pools: &[IpNet]) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    /// The pinned copy of the term says nothing that the disk does not.
-    fn term(&self) -> u64 {
-        0
-    }
-
-    fn set_term(&mut self, _term: u64) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn take_announcements(&mut self) -> Vec<Announcement> {
-        Vec::new()
-    }
-
-    fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
-        Ok(())
-    }
-
-    fn announce(_announcements: &[Announcement]) -> Result<(), RouterError> {
-        Ok(())
     }
 }
