@@ -111,6 +111,31 @@ fn certificates_are_made_shown_and_renewed() {
 }
 
 #[test]
+fn only_the_authority_that_signed_a_certificate_renews_it() {
+    // Both authorities have the same name.
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (own, other) = (own.path(), other.path());
+    fine(own, &["init"]);
+    fine(other, &["init"]);
+    fine(own, &["issue", "operator", "a"]);
+    let certificate = own.join("operator-a.pem");
+    let path = certificate.to_str().unwrap();
+    let read = || {
+        let key = fs::read(own.join("operator-a.key")).unwrap();
+        (fs::read(&certificate).unwrap(), key)
+    };
+    let before = read();
+    for arguments in [&["renew", path][..], &["renew", path, "--new-key"]] {
+        let error = refused(other, arguments);
+        assert!(error.contains("--directory"), "{error}");
+        assert!(error.contains(other.to_str().unwrap()), "{error}");
+        assert!(read() == before, "{arguments:?} changed the files");
+    }
+    fine(own, &["renew", path]);
+    assert!(read() != before);
+}
+
+#[test]
 fn certificate_that_expires_is_warned_of() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

@@ -79,8 +79,8 @@ enum Command {
     },
     /// Make a certificate of the same role and names with later dates
     ///
-    /// The key stays as it is, so that one file is replaced at once. Daemons read it again by
-    /// themselves.
+    /// The authority that signed it signs again: --directory says where that is. The key stays as it
+    /// is, so that one file is replaced at once. Daemons read it again by themselves.
     Renew {
         /// The certificate; its key lies beside it
         certificate: PathBuf,
@@ -195,6 +195,13 @@ fn renew(directory: &Path, path: &Path, days: u32, new_key: bool) -> Result<(), 
     }
     let request = Request::days(old.role?, old.names, days);
     let authority = Authority::open(directory)?;
+    if !authority.has_signed(path)? {
+        return Err(refused(format!(
+            "it is not signed by the authority in {}; say with --directory where the one is that \
+             signed it, or make another certificate with `natmig pki issue`",
+            directory.display()
+        )));
+    }
     let key_path = path.with_extension("key");
     if new_key {
         let issued = authority.issue(&request)?;

@@ -16,7 +16,9 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use super::{Certificate, Existing, PkiError, Role, write_private, write_public};
+use super::{
+    Certificate, Existing, PkiError, Role, certificate::is_signed_by, write_private, write_public,
+};
 
 /// Clocks of different machines may differ by this much.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
@@ -31,6 +33,7 @@ const KEY: &str = "ca.key";
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    certificate: PathBuf,
     not_after: SystemTime,
 }
 
@@ -124,8 +127,14 @@ impl Authority {
             .map_err(|error| unusable(&certificate)(error.to_string()))?;
         Ok(Self {
             issuer,
+            certificate,
             not_after: own.not_after,
         })
+    }
+
+    /// Whether it has signed a certificate. Names do not tell: authorities may be named alike.
+    pub fn has_signed(&self, certificate: &Path) -> Result<bool, PkiError> {
+        is_signed_by(certificate, &self.certificate)
     }
 
     /// Signs a certificate for a new key.

@@ -51,14 +51,7 @@ pub enum Validity {
 impl Certificate {
     /// Reads the first certificate of a PEM file.
     pub fn read(path: &Path) -> Result<Self, PkiError> {
-        let pem = fs::read(path).map_err(PkiError::system(path))?;
-        let invalid = |problem: String| PkiError::NoCertificate {
-            path: path.to_owned(),
-            problem,
-        };
-        let der =
-            CertificateDer::from_pem_slice(&pem).map_err(|error| invalid(error.to_string()))?;
-        Self::parse(&der).map_err(invalid)
+        Self::parse(&der(path)?).map_err(unreadable(path))
     }
 
     /// Reads a certificate in DER; an error says what is wrong with it.
@@ -129,6 +122,28 @@ impl Certificate {
             )),
         }
     }
+}
+
+/// Whether the first certificate of one PEM file bears the signature of the first of another one.
+pub(super) fn is_signed_by(path: &Path, authority: &Path) -> Result<bool, PkiError> {
+    let (signed, signer) = (der(path)?, der(authority)?);
+    let parse = |der, path| {
+        X509Certificate::from_der(der)
+            .map(|(_, parsed)| parsed)
+            .map_err(|error| unreadable(path)(error.to_string()))
+    };
+    let (signed, signer) = (parse(&signed, path)?, parse(&signer, authority)?);
+    Ok(signed.verify_signature(Some(signer.public_key())).is_ok())
+}
+
+fn der(path: &Path) -> Result<CertificateDer<'static>, PkiError> {
+    let pem = fs::read(path).map_err(PkiError::system(path))?;
+    CertificateDer::from_pem_slice(&pem).map_err(|error| unreadable(path)(error.to_string()))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(String) -> PkiError {
+    let path = path.to_owned();
+    move |problem| PkiError::NoCertificate { path, problem }
 }
 
 /// A time as people and programs write it, in UTC.
