@@ -26,6 +26,8 @@ mod vm;
 
 use std::process::ExitCode;
 
+use crate::causes::with_causes;
+
 /// Keeps virtual machines reachable while they migrate between IP subnets.
 #[derive(Debug, clap::Parser)]
 #[command(name = "natmig", version, propagate_version = true)]
@@ -81,7 +83,7 @@ pub fn run(command: Command) -> ExitCode {
         Subcommand::Pki(args) => pki::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("natmig: {error:#}");
+        eprintln!("natmig: {}", with_causes(error.as_ref()));
         ExitCode::FAILURE
     })
 }

@@ -4,6 +4,7 @@
 pub mod addresses;
 pub mod agent;
 pub mod audit;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod controller;

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
+    causes::with_causes,
     controller::DEFAULT_SOCKET,
     coordinator::{MigrationView, Timestamp},
     pki::DEFAULT_DIRECTORY,
@@ -146,7 +147,8 @@ impl ClientArgs {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 let code = failure.exit_code();
-                eprintln!("natmig: {:#}", anyhow::Error::from(failure));
+                let error = anyhow::Error::from(failure);
+                eprintln!("natmig: {}", with_causes(error.as_ref()));
                 ExitCode::from(code)
             }
         })

@@ -82,7 +82,8 @@ pub enum EtcdError {
     },
     /// No member answers, or too few are left.
     #[error(
-        "{place}: does not answer ({problem}); see that most of its members run and can be reached"
+        "{place}: does not answer ({problem}); see that most of its members run and can be reached, \
+         and with https:// that `ca`, `certificate` and `key` in [etcd] are right"
     )]
     Unavailable {
         /// Which etcd.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Announced;
 use crate::{
+    causes::with_causes,
     cli::{
         client::{ClientArgs, Failure},
         daemon, output,
@@ -252,7 +253,7 @@ impl<'a> Watcher<'a> {
                 self.problem = None;
                 return self.report(&report);
             }
-            Ok(Err(failure)) => self.fail(&format!("{:#}", anyhow::Error::from(failure)))?,
+            Ok(Err(failure)) => self.fail(&with_causes(anyhow::Error::from(failure).as_ref()))?,
             Err(_) => self.fail("the controller does not answer")?,
         }
         self.retry = Instant::now() + RETRY;

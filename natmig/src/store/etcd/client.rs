@@ -5,6 +5,7 @@
 //! clients need `protoc` to be built.
 
 use std::{
+    error::Error as _,
     fmt,
     future::Future,
     sync::{
@@ -25,6 +26,7 @@ use super::{
     EtcdError,
     config::{Credentials, EtcdConfig},
 };
+use crate::causes::{self, with_causes};
 
 /// The generated messages and clients.
 #[allow(
@@ -114,7 +116,7 @@ impl Client {
         let members = config.endpoints.iter().map(|url| {
             let invalid = |error: tonic::transport::Error| EtcdError::Endpoint {
                 endpoint: url.clone(),
-                problem: chain(&error),
+                problem: with_causes(&error),
             };
             let mut endpoint = Endpoint::from_shared(url.clone())
                 .map_err(invalid)?
@@ -224,7 +226,8 @@ impl Client {
             Err(status) => status,
         };
         let place = inner.place.clone();
-        let problem = status.message().to_owned();
+        // Of a connection that failed, the message says nothing but that.
+        let problem = causes::append(status.message().to_owned(), status.source());
         // Tokens end, also when users or roles are changed; the next request gets another one.
         let stale = status.code() == Code::Unauthenticated || problem.contains(OLD_TOKEN);
         if stale {
@@ -274,16 +277,4 @@ impl Client {
         *inner.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
         Ok(Some(token))
     }
-}
-
-/// An error with its causes: what a transport says alone is hardly ever enough.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
