@@ -21,7 +21,13 @@ mod metrics;
 mod peer;
 mod role;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::Stream;
 use tokio::{
@@ -58,7 +64,7 @@ use crate::{
             agent_service_server::AgentServiceServer, control_service_server::ControlServiceServer,
         },
     },
-    store::{Candidate, FileStore, Store, StoreError},
+    store::{Candidate, EtcdConfig, FileStore, Store, StoreError},
     tls::{Credentials, TlsError},
 };
 
@@ -136,6 +142,9 @@ pub async fn start_on(
     let leadership = |figures| match config.place() {
         StorePlace::File(path) => sole(Box::new(FileStore::open(&path)?), times, figures),
         StorePlace::Etcd(etcd) => {
+            if let Some(warning) = warning(&etcd)? {
+                tracing::warn!("{warning}");
+            }
             let address = config.advertised().map_err(ControllerError::Config)?;
             let candidate =
                 Candidate::new(&etcd, &config.name(), &address).map_err(StoreError::from)?;
@@ -244,10 +253,25 @@ fn serve_all(
     })
 }
 
-/// An error unless what the configuration names can be used; nothing is started.
-pub fn check(config: &ControllerConfig) -> Result<(), ControllerError> {
-    credentials(config)?;
-    Ok(())
+/// An error unless what the configuration names can be used, or warnings; nothing is started.
+pub fn check(config: &ControllerConfig) -> Result<Vec<String>, ControllerError> {
+    let mut warnings = Vec::new();
+    if let Some(credentials) = credentials(config)?
+        && let Some(warning) = credentials.certificate().warning(SystemTime::now())
+    {
+        let path = credentials.files().certificate.display();
+        warnings.push(format!("{path}: {warning}"));
+    }
+    if let Some(etcd) = &config.etcd {
+        warnings.extend(warning(etcd)?);
+    }
+    Ok(warnings)
+}
+
+/// What is to be said about the certificate that is shown to etcd.
+fn warning(etcd: &EtcdConfig) -> Result<Option<String>, ControllerError> {
+    let warning = etcd.warning(SystemTime::now());
+    Ok(warning.map_err(|error| StoreError::Etcd(error.into()))?)
 }
 
 /// The controller's certificates, if it has any.

@@ -12,6 +12,7 @@ use std::{io, path::PathBuf};
 
 pub(crate) use accept::accept;
 pub use credentials::{CredentialFiles, Credentials};
+pub(crate) use credentials::{certificates, private_key};
 pub use dial::{DEFAULT_PORT, DialError, dial};
 
 use crate::pki::PkiError;

@@ -72,7 +72,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let config = ControllerConfig::read(&args.config)?;
     if args.check {
-        controller::check(&config)?;
+        for warning in controller::check(&config)? {
+            eprintln!("natmig: {warning}");
+        }
         println!("{}: valid", args.config.display());
         return Ok(ExitCode::SUCCESS);
     }

@@ -227,9 +227,7 @@ fn read(files: &CredentialFiles) -> Result<Loaded, TlsError> {
     }
     let roots = Arc::new(roots);
     let chain = certificates(&files.certificate)?;
-    let key_pem = bytes(&files.key)?;
-    let key = PrivateKeyDer::from_pem_slice(&key_pem)
-        .map_err(|error| content(&files.key, format!("holds no private key in PEM: {error}")))?;
+    let key = private_key(&files.key)?;
     let certificate = Certificate::read(&files.certificate)?;
     let unfit = |error: rustls::Error| {
         content(
@@ -280,7 +278,8 @@ fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
     })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates of a PEM file, which holds one at least.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let content = |problem: String| TlsError::Content {
         path: path.to_owned(),
         problem,
@@ -293,4 +292,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         return Err(content("holds no certificate in PEM".to_owned()));
     }
     Ok(certificates)
+}
+
+/// The first private key of a PEM file.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&bytes(path)?).map_err(|error| TlsError::Content {
+        path: path.to_owned(),
+        problem: format!("holds no private key in PEM: {error}"),
+    })
 }

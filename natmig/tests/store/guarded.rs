@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 use natmig::{
@@ -62,6 +63,48 @@ fn works(server: &Server, config: &EtcdConfig) {
 }
 
 #[test]
+fn files_for_etcd_are_looked_at_before_it_is_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = issue(directory.path(), "operator", &[]);
+    let config = EtcdConfig {
+        endpoints: vec!["https://127.0.0.1:2379".to_owned()],
+        prefix: "/natmig/test".to_owned(),
+        lease: Duration::from_secs(2),
+        ca: Some(files.ca.clone()),
+        certificate: Some(files.certificate.clone()),
+        key: Some(files.key.clone()),
+        user: None,
+        password_file: None,
+    };
+    config.check().unwrap();
+    let warning = config.warning(SystemTime::now()).unwrap().unwrap();
+    assert!(warning.contains("operator.pem: expires in"), "{warning}");
+
+    // The key's file holds no certificate, and the certificate's no key.
+    let (no_certificate, no_key) = (Some(files.key), Some(files.certificate));
+    let ca = EtcdConfig {
+        ca: no_certificate.clone(),
+        ..config.clone()
+    };
+    let certificate = EtcdConfig {
+        certificate: no_certificate,
+        ..config.clone()
+    };
+    let key = EtcdConfig {
+        key: no_key,
+        ..config
+    };
+    for (config, problem) in [
+        (ca, "operator.key: holds no certificate"),
+        (certificate, "operator.key: holds no certificate"),
+        (key, "operator.pem: holds no private key"),
+    ] {
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
 fn etcd_and_natmig_show_each_other_certificates() {
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let address = crate::server::address();
@@ -86,7 +129,15 @@ fn etcd_and_natmig_show_each_other_certificates() {
     works(&server, &known);
 
     let foreign = issue(other.path(), "operator", &[]);
+    let plain = EtcdConfig {
+        endpoints: vec![known.endpoints[0].replace("https://", "http://")],
+        ca: None,
+        certificate: None,
+        key: None,
+        ..known.clone()
+    };
     let strangers = [
+        ("without TLS", plain),
         (
             "without a certificate",
             EtcdConfig {
@@ -111,7 +162,9 @@ fn etcd_and_natmig_show_each_other_certificates() {
     for (who, config) in strangers {
         let outcome = server.lead_unless_led(&config).map(drop);
         let error = outcome.unwrap_err().to_string();
-        assert!(error.contains(&server.etcd.endpoint(0)), "{who}: {error}");
+        assert!(error.contains(&config.endpoints[0]), "{who}: {error}");
+        assert!(!error.contains("(transport error)"), "{who}: {error}");
+        assert!(error.contains("`ca`, `certificate` and `key`"), "{error}");
     }
 }
 

@@ -3,11 +3,16 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use crate::{
+    pki::{self, PkiError},
+    tls::{TlsError, certificates, private_key},
+};
 
 /// Shortest and longest lease, in seconds. etcd itself grants none below one and a half of its
 /// election time-outs, which is 1.5 s unless configured otherwise.
@@ -50,6 +55,12 @@ pub enum EtcdConfigError {
         /// Why.
         source: io::Error,
     },
+    /// A file does not hold the certificates or the key that it should.
+    #[error("[etcd]: {0}; correct the file or its path")]
+    Pem(#[from] TlsError),
+    /// The certificate cannot be understood.
+    #[error("[etcd]: {0}")]
+    Certificate(#[from] PkiError),
 }
 
 /// Who natmig is to etcd.
@@ -129,13 +140,31 @@ impl EtcdConfig {
         Ok(())
     }
 
+    /// What is to be said about the validity of natmig's certificate at a time, if anything.
+    pub fn warning(&self, at: SystemTime) -> Result<Option<String>, EtcdConfigError> {
+        let Some(path) = &self.certificate else {
+            return Ok(None);
+        };
+        let warning = pki::Certificate::read(path)?.warning(at);
+        Ok(warning.map(|warning| {
+            format!(
+                "[etcd]: {}: {warning}; it is read when a controller starts",
+                path.display()
+            )
+        }))
+    }
+
     /// How connections are encrypted; `None` if they are not.
     pub(super) fn tls(&self) -> Result<Option<ClientTlsConfig>, EtcdConfigError> {
         let Some(ca) = &self.ca else {
             return Ok(None);
         };
+        // A connection would not say more than that it failed.
+        certificates(ca)?;
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
         if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            certificates(certificate)?;
+            private_key(key)?;
             tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
         Ok(Some(tls))
