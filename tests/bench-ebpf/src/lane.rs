@@ -16,9 +16,7 @@ use crate::{
 /// This CPU's generator.
 #[inline(always)]
 pub(crate) fn generator<'a>() -> Option<&'a mut Generator> {
-    // SAFETY: the helper has no preconditions.
-    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
-    let generator = maps::GENERATORS.get_ptr_mut(cpu)?;
+    let generator = maps::GENERATORS.get_ptr_mut(0)?;
     // SAFETY: the element is this CPU's own, and programs of one CPU do not interrupt each other.
     Some(unsafe { &mut *generator })
 }

@@ -6,9 +6,10 @@ use aya_ebpf::{
 };
 use natmig_bench_ebpf::{BINDINGS, Generator, LANES};
 
-/// What each CPU generates.
+/// What this CPU generates: a map by CPU, because each packet writes its state, and the next CPU's
+/// would be in the same cache line.
 #[map]
-pub(crate) static GENERATORS: Array<Generator> = Array::with_max_entries(64, 0);
+pub(crate) static GENERATORS: PerCpuArray<Generator> = PerCpuArray::with_max_entries(1, 0);
 
 /// Packets that arrived, by lane.
 #[map]

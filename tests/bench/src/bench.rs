@@ -2,13 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use natmig_lab::run::{Run, catch_interrupts};
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     plan::{self, Extent, LanePlan},
     plot,
     programs::{Programs, hurry},
+    progress::{self, Progress, say},
     report::Results,
     statistics::Samples,
 };
@@ -30,14 +30,14 @@ use crate::{
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "natmig-bench", bin_name = "cargo xtask bench")]
 #[command(after_help = "Examples:\n  \
-    cargo xtask bench --quick              # what the project's goals speak of, in about a minute\n  \
+    cargo xtask bench --quick              # what the project's goals speak of, in two minutes\n  \
     cargo xtask bench --json | tail -1     # everything; the last line is for programs\n  \
     cargo xtask bench --lanes bare,natmig4 --rounds 21\n  \
     cargo xtask bench --only steps         # nanoseconds per step alone\n  \
     cargo xtask bench migration            # latency of migrations in the lab; see its --help\n\n\
 The tables are also in target/bench, with a picture and all medians as JSON.")]
 pub struct Arguments {
-    /// Measure what the project's goals speak of, in about a minute.
+    /// Measure what the project's goals speak of, in about two minutes; everything takes several.
     #[arg(long, conflicts_with = "smoke")]
     pub quick: bool,
     /// Only check that everything builds, forwards what it must, and prints.
@@ -143,13 +143,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let cpus: Vec<usize> = (0..machine::online()).collect();
     catch_interrupts()?;
     live::catch_wakeups()?;
+    progress::watch();
     let run = Run::claim()?;
     let mut programs = Programs::load(&binaries.object)?;
 
     let mut lanes = plan::lanes(extent);
     lanes.retain(|lane| arguments.wants_lane(lane));
     let mut results = Results {
-        machine: Some(Machine::here()),
+        machine: Some(Machine::here()?),
         ..Results::default()
     };
     let mut places = Vec::new();
@@ -216,14 +217,14 @@ fn find<'a>(places: &'a [Place], lane: &LanePlan) -> Result<&'a Place> {
 
 /// Looks at what comes out of all lanes.
 fn verify(programs: &mut Programs, places: &[Place], lanes: &[LanePlan]) -> Result<()> {
-    let bar = progress("verifying", lanes.len());
+    let progress = Progress::new("verifying", lanes.len());
     let mut frames = 0;
     for lane in lanes {
-        bar.set_message(lane.label);
+        progress.begin(lane.label);
         frames += live::verify(programs, find(places, lane)?, lane)?.frames;
-        bar.inc(1);
+        progress.advance();
     }
-    bar.finish_and_clear();
+    drop(progress);
     if !lanes.is_empty() {
         say(&format!(
             "{frames} frames of {} lanes are as they must be",
@@ -242,16 +243,16 @@ fn measure(
     pace: &Pace,
 ) -> Result<Rates> {
     let mut rates = Rates::new();
-    let bar = progress("packets per second", pace.rounds * lanes.len());
     let threads = std::thread::scope(|scope| {
         // On a thread of its own, whose priority ends with it.
         scope
             .spawn(|| -> Result<()> {
                 hurry(2);
+                let progress = Progress::new("packets per second", pace.rounds * lanes.len());
                 for round in 0..pace.rounds {
                     for at in shuffled(lanes.len(), round) {
                         let lane = &lanes[at];
-                        bar.set_message(lane.label);
+                        progress.begin(lane.label);
                         let place = find(places, lane)?;
                         let measure = if lane.traced {
                             live::traced_rate
@@ -262,7 +263,7 @@ fn measure(
                             measure(programs, place, &lane.traffic, cpus, pace.warm, pace.time)?;
                         ensure!(rate > 0.0, "{}: nothing arrives", lane.label);
                         rates.entry(lane.key).or_default().add(round, rate);
-                        bar.inc(1);
+                        progress.advance();
                     }
                     for place in places.iter_mut() {
                         if let Some(instance) = &mut place.instance {
@@ -274,30 +275,10 @@ fn measure(
             })
             .join()
     });
-    bar.finish_and_clear();
     match threads {
         Ok(result) => result.map(|()| rates),
         Err(panic) => std::panic::resume_unwind(panic),
     }
-}
-
-/// Says what happens, on standard error.
-pub fn say(text: &str) {
-    eprintln!("natmig-bench: {text}");
-}
-
-/// A bar that shows how far a long step has come.
-pub fn progress(what: &'static str, steps: usize) -> ProgressBar {
-    if !std::io::stderr().is_terminal() && steps != 0 {
-        say(what);
-    }
-    let bar = ProgressBar::new(steps as u64);
-    if let Ok(style) =
-        ProgressStyle::with_template("{prefix:20} {wide_bar} {percent:>3} % {msg:45}")
-    {
-        bar.set_style(style);
-    }
-    bar.with_prefix(what)
 }
 
 /// The numbers below `count` in an order that differs from round to round.

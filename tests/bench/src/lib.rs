@@ -27,6 +27,7 @@ pub mod micro;
 pub mod plan;
 pub mod plot;
 pub mod programs;
+pub mod progress;
 pub mod report;
 pub mod site;
 pub mod statistics;

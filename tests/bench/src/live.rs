@@ -6,21 +6,20 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use natmig_bench_ebpf::Generator;
 use natmig_common::Counter;
-use natmig_lab::run::{Run, check_interrupted};
+use natmig_lab::run::{Run, check_interrupted, wait_for};
 use nix::{
     sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal},
     unistd::{Pid, getpid, gettid},
 };
 
 use crate::{
-    bench::progress,
     change::Changes,
     core::Core,
     filter,
@@ -28,6 +27,7 @@ use crate::{
     machine,
     plan::{Extent, LanePlan, Router, SitePlan},
     programs::{Programs, hurry, insist, pin},
+    progress::Progress,
     site::{self, Site},
     traffic::{Family, Traffic, VISITORS},
     update,
@@ -79,7 +79,8 @@ pub fn catch_wakeups() -> Result<()> {
     Ok(())
 }
 
-/// Sends on the given CPUs while `meanwhile` runs.
+/// Sends on the given CPUs while `meanwhile` runs, which begins when all of them send: before its first
+/// frame a generator waits for a grace period of the kernel's, and for generators on other CPUs.
 pub fn while_sending<T>(
     programs: &mut Programs,
     site: &Site,
@@ -87,8 +88,11 @@ pub fn while_sending<T>(
     cpus: &[usize],
     meanwhile: impl FnOnce(&Programs) -> Result<T>,
 ) -> Result<T> {
+    let mut generators = Vec::new();
     for cpu in cpus {
-        programs.set_generator(*cpu, generator(site, traffic, *cpu as u64 + 1))?;
+        let generator = generator(site, traffic, *cpu as u64 + 1);
+        programs.set_generator(*cpu, generator)?;
+        generators.push((*cpu, generator));
     }
     let programs = &*programs;
     let (name, frame) = match traffic.family {
@@ -124,7 +128,15 @@ pub fn while_sending<T>(
                 })
             })
             .collect();
-        let result = meanwhile(programs);
+        let all_begun = wait_for("generators to begin", LONGEST_START, || {
+            let ended = senders.iter().any(ScopedJoinHandle::is_finished);
+            let mut begun = true;
+            for (cpu, generator) in &generators {
+                begun &= programs.has_begun(*cpu, generator)?;
+            }
+            Ok((begun || ended).then_some(()))
+        });
+        let result = all_begun.and_then(|()| meanwhile(programs));
         stop.store(true, Ordering::Release);
         for sender in senders {
             while !sender.is_finished() {
@@ -162,17 +174,22 @@ fn wake(thread: Pid) {
 
 /// Senders end by themselves after this time, whatever becomes of the thread that is to stop them.
 const LONGEST: Duration = Duration::from_secs(5);
+/// Generators that have not sent anything after this time never will.
+const LONGEST_START: Duration = Duration::from_secs(60);
 
 /// Frames of a lane that are looked at, at least.
 const ENOUGH: u64 = 4000;
 
+/// Times that are looked, a millisecond and more apart, for packets to arrive. Looks are counted, since the
+/// clock goes on while a virtual machine stands still.
+const LOOKS: u32 = 2000;
+
 /// Waits until a lane's sink has seen that many more packets, but no longer than it may take.
 fn wait_for_arrivals(programs: &Programs, lane: u32, packets: u64) -> Result<()> {
-    let start = Instant::now();
     let before = programs.arrived(lane)?;
-    while programs.arrived(lane)? < before + packets {
+    for _ in 0..LOOKS {
         check_interrupted()?;
-        if start.elapsed() > Duration::from_secs(2) {
+        if programs.arrived(lane)? >= before + packets {
             break;
         }
         thread::sleep(Duration::from_millis(1));
@@ -229,9 +246,11 @@ pub fn verify(programs: &mut Programs, place: &Place, plan: &LanePlan) -> Result
     };
     programs.captured();
     programs.set_capture(true)?;
+    let before = programs.arrived(place.site.lane)?;
     while_sending(programs, &place.site, traffic, &[0], |programs| {
         wait_for_arrivals(programs, place.site.lane, ENOUGH)
     })?;
+    let arrived = programs.arrived(place.site.lane)? - before;
     programs.set_capture(false)?;
     let mut frames = programs.captured();
     frames.retain(|frame| frame.lane == place.site.lane);
@@ -241,7 +260,7 @@ pub fn verify(programs: &mut Programs, place: &Place, plan: &LanePlan) -> Result
     ensure!(
         verified.frames >= ENOUGH as usize / 2
             && verified.flows >= 500.min(traffic.flows as usize / 2),
-        "{}: only {} frames of {} flows came out",
+        "{}: only {} frames of {} flows came out, {arrived} were counted",
         plan.label,
         verified.frames,
         verified.flows
@@ -389,10 +408,10 @@ pub fn fill(
     };
     programs.fill(Family::Ipv4)?;
     programs.fill(Family::Ipv6)?;
-    let bar = progress("filling tables", places.len());
+    let progress = Progress::new("filling tables", places.len());
     for place in places {
         check_interrupted()?;
-        bar.set_message(place.plan.key);
+        progress.begin(place.plan.key);
         match place.plan.router {
             Router::Stateless(elements) | Router::Tracked(elements) => {
                 let time = filter::fill(&place.site, place.plan.router)?;
@@ -432,8 +451,7 @@ pub fn fill(
             }
             Router::None | Router::Program(_) | Router::Classifier(_) | Router::Kernel => {}
         }
-        bar.inc(1);
+        progress.advance();
     }
-    bar.finish_and_clear();
     Ok(())
 }

@@ -1,8 +1,24 @@
 //! What the figures were measured on.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    hint::black_box,
+    path::Path,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
+use anyhow::Result;
 use serde::Serialize;
+
+use crate::{
+    programs::{hurry, pin},
+    statistics::Samples,
+};
 
 /// Facts about the machine that figures depend on.
 #[derive(Clone, Debug, Serialize)]
@@ -11,6 +27,8 @@ pub struct Machine {
     pub processor: String,
     /// CPUs that are online.
     pub cpus: usize,
+    /// How many times the work of one CPU all of them do at once, of a loop that needs no memory.
+    pub cpus_together: f64,
     /// Clock of the first CPU in MHz, as the kernel says it.
     pub clock_mhz: String,
     /// Largest cache.
@@ -37,7 +55,7 @@ fn read(path: impl AsRef<Path>) -> String {
 
 impl Machine {
     /// This machine.
-    pub fn here() -> Self {
+    pub fn here() -> Result<Self> {
         let processors = read("/proc/cpuinfo");
         let field = |name: &str| {
             processors
@@ -59,9 +77,10 @@ impl Machine {
                 ))
             })
             .find(|size| !size.is_empty());
-        Self {
+        Ok(Self {
             processor: field("model name"),
             cpus: online(),
+            cpus_together: together()?,
             clock_mhz: field("cpu MHz"),
             cache: cache.unwrap_or_default(),
             kernel: read("/proc/sys/kernel/osrelease"),
@@ -74,8 +93,62 @@ impl Machine {
                 read("/proc/sys/net/core/bpf_jit_harden")
             ),
             mitigations: mitigations(),
-        }
+        })
     }
+}
+
+/// How many times the work of the first CPU all CPUs do at once: CPUs of a virtual machine may be threads of
+/// one core, or share it with others'.
+fn together() -> Result<f64> {
+    // On a thread of its own, whose priority ends with it: beside the workers, not behind them.
+    let timed = thread::scope(|scope| {
+        let timing = scope.spawn(|| {
+            hurry(2);
+            let rounds = (0..5).map(|_| Ok(work(online())? / work(1)?));
+            rounds.collect::<Result<Vec<f64>>>()
+        });
+        timing.join()
+    });
+    let ratios = timed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let ratios: Samples = ratios.into_iter().collect();
+    Ok(ratios.middle().map_or(0.0, |middle| middle.median))
+}
+
+/// Work that the first CPUs do at once in a short time.
+fn work(cpus: usize) -> Result<f64> {
+    const TIME: Duration = Duration::from_millis(20);
+    let (begin, stop) = (Barrier::new(cpus + 1), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let (begin, stop) = (&begin, &stop);
+        let workers: Vec<_> = (0..cpus)
+            .map(|cpu| {
+                scope.spawn(move || {
+                    let pinned = pin(cpu);
+                    hurry(1);
+                    begin.wait();
+                    let (mut rounds, mut value) = (0_u32, 1_u64);
+                    while !stop.load(Ordering::Relaxed) {
+                        for _ in 0..1000 {
+                            value = black_box(value.wrapping_mul(6_364_136_223_846_793_005));
+                        }
+                        rounds += 1;
+                    }
+                    pinned.map(|()| f64::from(rounds))
+                })
+            })
+            .collect();
+        begin.wait();
+        thread::sleep(TIME);
+        stop.store(true, Ordering::Relaxed);
+        let mut sum = 0.0;
+        for worker in workers {
+            match worker.join() {
+                Ok(rounds) => sum += rounds?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(sum)
+    })
 }
 
 /// Number of CPUs that are online.

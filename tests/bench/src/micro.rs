@@ -12,11 +12,12 @@ use natmig_lab::run::check_interrupted;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
-    bench::{progress, shuffled},
+    bench::shuffled,
     core::{Core, Settings},
     live,
     plan::Extent,
     programs::{Programs, hurry, pin},
+    progress::Progress,
     site::Site,
     statistics::Samples,
     traffic::{Density, Direction, Family, Traffic},
@@ -229,9 +230,13 @@ pub fn run(
         }
     }
     let mut cores = Vec::new();
+    let progress = Progress::new("tables for steps", settings.len());
     for settings in settings {
+        progress.begin(&format!("{settings:?}"));
         cores.push(Core::load(object, site, settings)?);
+        progress.advance();
     }
+    drop(progress);
     site.router()?
         .enter(|| time_all(programs, &mut cores, site, &mut cases, rounds, time))
 }
@@ -253,19 +258,20 @@ fn time_all(
         case.repeat = (time.as_nanos() as f64 / nanoseconds.max(1.0)) as u32;
     }
     let mut raw = Nanoseconds::new();
-    let bar = progress("nanoseconds per step", rounds * cases.len());
+    let progress = Progress::new("nanoseconds per step", rounds * cases.len());
     for round in 0..rounds {
         for at in shuffled(cases.len(), round) {
             check_interrupted()?;
             let case = &cases[at];
+            progress.begin(case.step.label);
             let nanoseconds = sample(programs, cores, site, case)?;
             raw.entry((case.step.key, case.set))
                 .or_default()
                 .add(round, nanoseconds);
-            bar.inc(1);
+            progress.advance();
         }
     }
-    bar.finish_and_clear();
+    drop(progress);
     Ok(cases
         .iter()
         .filter_map(|case| {

@@ -5,7 +5,7 @@ use std::{io, path::Path, thread};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, MapData, PerCpuArray, ProgramArray, RingBuf, xdp::DevMap},
+    maps::{Array, MapData, PerCpuArray, PerCpuValues, ProgramArray, RingBuf, xdp::DevMap},
     programs::{
         ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions,
         Xdp, XdpMode, xdp::XdpLinkId,
@@ -26,7 +26,7 @@ unsafe impl Pod for Element {}
 /// The programs, loaded, and their maps.
 pub struct Programs {
     ebpf: Ebpf,
-    generators: Array<MapData, Element>,
+    generators: PerCpuArray<MapData, Element>,
     arrived: PerCpuArray<MapData, u64>,
     capture: Array<MapData, u32>,
     captured: RingBuf<MapData>,
@@ -117,9 +117,18 @@ impl Programs {
 
     /// Says what a CPU generates.
     pub fn set_generator(&mut self, cpu: usize, generator: Generator) -> Result<()> {
+        let mut generators = self.generators.get(&0, 0)?.to_vec();
+        *generators.get_mut(cpu).with_context(|| no_cpu(cpu))? = Element(generator);
         self.generators
-            .set(u32::try_from(cpu)?, Element(generator), 0)
-            .context("the generator's map")
+            .set(0, PerCpuValues::try_from(generators)?, 0)
+            .context("the generators' map")
+    }
+
+    /// Whether a CPU has generated anything since it was said what.
+    pub fn has_begun(&self, cpu: usize, generator: &Generator) -> Result<bool> {
+        let generators = self.generators.get(&0, 0)?;
+        let Element(of_cpu) = generators.get(cpu).with_context(|| no_cpu(cpu))?;
+        Ok(of_cpu.state != generator.state)
     }
 
     /// Packets that arrived in a lane so far.
@@ -212,6 +221,10 @@ impl Programs {
             Err(error) => Err(error).context("cannot send frames with BPF_PROG_TEST_RUN"),
         }
     }
+}
+
+fn no_cpu(cpu: usize) -> String {
+    format!("CPU {cpu} is none that programs can run on")
 }
 
 /// Frames that a generator sends in one call, unless a signal ends it: none can go on for ever.

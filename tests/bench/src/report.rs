@@ -122,18 +122,38 @@ impl Results {
         }
         if !self.one.is_empty() {
             text += "\nPackets per second, everything on one CPU (medians, quartiles; ratios within rounds)\n\n";
-            text += &self.rate_table(&self.one);
+            let direct = |lane: &LanePlan| match self.one.get("direct6") {
+                Some(direct6) if lane.key.contains('6') => direct6.clone(),
+                _ => self.rates("direct"),
+            };
+            // What the router takes of the time between two packets.
+            text += &self.rate_table(&self.one, "router ns", |lane, samples| {
+                let own = samples.paired(&direct(lane), |rate, direct| 1e3 / rate - 1e3 / direct);
+                let own = own.middle().filter(|_| !lane.key.starts_with("direct"))?;
+                Some(format!("{:.0}", own.median))
+            });
         }
         if !self.all.is_empty() {
-            text += "\nPackets per second, everything on each CPU\n\n";
-            text += &self.rate_table(&self.all);
+            text += "\nPackets per second of all CPUs together, the whole chain on each, with a queue of its own\n\
+                 (they cannot gain more on one CPU than they do at once of a plain loop, see above; other work is\n\
+                 let in between, so samples spread more)\n\n";
+            text += &self.rate_table(&self.all, "/ one CPU", |lane, samples| {
+                let one = self.rates(lane.key).middle()?;
+                Some(format!("{:.2}", samples.middle()?.median / one.median))
+            });
         }
         text + &self.goals()
     }
 
-    fn rate_table(&self, rates: &Rates) -> String {
+    /// A table of rates, with a last column of its own.
+    fn rate_table(
+        &self,
+        rates: &Rates,
+        last: &str,
+        value: impl Fn(&LanePlan, &Samples) -> Option<String>,
+    ) -> String {
         let of = |key: &str| rates.get(key).cloned().unwrap_or_default();
-        let (bare, fib, nft, direct) = (of("bare"), of("fib"), of("nft"), of("direct"));
+        let (bare, fib, nft) = (of("bare"), of("fib"), of("nft"));
         let mut lanes: Vec<_> = self
             .lanes
             .iter()
@@ -151,33 +171,17 @@ impl Results {
             )
         };
         let rows = lanes.into_iter().map(|(lane, samples, middle)| {
-            let direct = match rates.get("direct6") {
-                Some(direct6) if lane.key.contains('6') => direct6.clone(),
-                _ => direct.clone(),
-            };
-            // What the router takes of the time between two packets.
-            let own = samples
-                .paired(&direct, |rate, direct| 1e3 / rate - 1e3 / direct)
-                .middle()
-                .filter(|_| !lane.key.starts_with("direct"));
             vec![
                 lane.label.to_owned(),
                 quartiles(middle, 2),
                 ratio(samples, &bare, 2),
                 ratio(samples, &fib, 2),
                 ratio(samples, &nft, 1),
-                own.map_or_else(|| "-".to_owned(), |own| format!("{:.0}", own.median)),
+                value(lane, samples).unwrap_or_else(|| "-".to_owned()),
             ]
         });
         table(
-            &[
-                "router",
-                "Mpps",
-                "/ bare",
-                "/ XDP fib",
-                "/ nft 1M",
-                "router ns",
-            ],
+            &["router", "Mpps", "/ bare", "/ XDP fib", "/ nft 1M", last],
             rows,
         )
     }
@@ -327,6 +331,7 @@ fn facts(machine: &Machine) -> String {
     let Machine {
         processor,
         cpus,
+        cpus_together,
         clock_mhz,
         cache,
         kernel,
@@ -347,7 +352,8 @@ fn facts(machine: &Machine) -> String {
         mitigations.join("\n             ")
     };
     format!(
-        "processor    {processor}, {cpus} CPUs at {clock_mhz} MHz, cache {cache}, {kind}\n\
+        "processor    {processor}, {cpus} CPUs at {clock_mhz} MHz (at once {cpus_together:.2} times the work of one), \
+         cache {cache}, {kind}\n\
          memory       {memory_gib:.1} GiB\n\
          kernel       {kernel}, clock {clock_source}, BPF {bpf_jit}\n\
          mitigations  {mitigations}\n"

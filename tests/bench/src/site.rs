@@ -10,6 +10,7 @@
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -20,6 +21,7 @@ use natmig_lab::{
 };
 
 use crate::{
+    machine,
     programs::Programs,
     traffic::{Area, Density, Direction, Family},
 };
@@ -61,7 +63,8 @@ impl Site {
             router: None,
             sink,
         };
-        let queues = "numrxqueues 2 numtxqueues 2";
+        let cpus = machine::online();
+        let queues = format!("numrxqueues {cpus} numtxqueues {cpus}");
         let pair = |here: &str,
                     index: u32,
                     mac: usize,
@@ -88,6 +91,7 @@ impl Site {
                 &pair("out", OUT + lane, 2, "k", far, 3, site.sink.name()),
             )?;
             configure(&router)?;
+            give_queues_to_cpus(&router, cpus)?;
             site.router = Some(router);
         } else {
             ip(
@@ -214,6 +218,33 @@ fn configure(router: &Namespace) -> Result<()> {
         )?;
     }
     ip(Some(router), &lines)
+}
+
+/// Has what the kernel forwards leave through the queue of its CPU, as what XDP programs send does. By itself
+/// the kernel spreads flows over all queues, and then the chains of all CPUs meet at the sink.
+fn give_queues_to_cpus(router: &Namespace, cpus: usize) -> Result<()> {
+    let mut script = String::from("set -e\n");
+    for interface in ["in", "out"] {
+        for cpu in 0..cpus {
+            // Words of 32 bits, the highest first.
+            let mask = format!("{:x}{}", 1_u32 << (cpu % 32), ",00000000".repeat(cpu / 32));
+            writeln!(
+                script,
+                "echo {mask} > /sys/class/net/{interface}/queues/tx-{cpu}/xps_cpus"
+            )?;
+        }
+    }
+    // `ip netns exec` mounts the namespace's own /sys.
+    let output = Command::new("ip")
+        .args(["netns", "exec", router.name(), "sh", "-c", &script])
+        .output()
+        .context("cannot run ip (package iproute2)")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "queues of CPUs: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
 }
 
 /// Has the router's interfaces poll, as they do with a program, so that generators can send to them.
