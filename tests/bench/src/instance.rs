@@ -26,8 +26,9 @@ use crate::{
     traffic::{Area, Family, VISITORS},
 };
 
-/// How long the agent may take to keep routes of its own.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the agent may take to read its tables and attach; with a million sparse addresses of either
+/// family and other work on the machine it is many seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Where natmig's objects are pinned.
 const PINS: &str = "/sys/fs/bpf/natmig";
 
