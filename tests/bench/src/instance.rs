@@ -28,7 +28,7 @@ use crate::{
 
 /// How long the agent may take to read its tables and attach; with a million sparse addresses of either
 /// family and other work on the machine it is many seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Where natmig's objects are pinned.
 const PINS: &str = "/sys/fs/bpf/natmig";
 

@@ -175,7 +175,7 @@ fn wake(thread: Pid) {
 /// Senders end by themselves after this time, whatever becomes of the thread that is to stop them.
 const LONGEST: Duration = Duration::from_secs(5);
 /// Generators that have not sent anything after this time never will.
-const LONGEST_START: Duration = Duration::from_secs(60);
+const LONGEST_START: Duration = Duration::from_mins(1);
 
 /// Frames of a lane that are looked at, at least.
 const ENOUGH: u64 = 4000;

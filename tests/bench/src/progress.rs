@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{Signal, raise};
 
 /// No single thing that is reported takes nearly as long as this, on any machine.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_mins(5);
 /// How long an interrupted run may take to clear everything away.
 const CLEARING: Duration = Duration::from_secs(30);
 
