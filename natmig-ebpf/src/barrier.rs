@@ -19,6 +19,10 @@ pub(crate) fn opaque(mut value: usize) -> usize {
 
 /// As [`opaque`], for pointers.
 #[cfg(target_arch = "bpf")]
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "nothing is read or written through the pointer"
+)]
 #[inline(always)]
 pub(crate) fn opaque_pointer(mut pointer: *mut u8) -> *mut u8 {
     // SAFETY: the assembly copies a register to itself.
@@ -52,6 +56,10 @@ pub(crate) fn opaque_u16(value: u16) -> u16 {
 /// `pointer`, by way of `value`: what is read through the result is read after `value`, on every
 /// machine (an address dependency).
 #[cfg(target_arch = "bpf")]
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "nothing is read or written through the pointer"
+)]
 #[inline(always)]
 pub(crate) fn dependent<T>(pointer: *const T, value: u64) -> *const T {
     let mut pointer = pointer;

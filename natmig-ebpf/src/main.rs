@@ -4,6 +4,19 @@
 #![no_main]
 #![expect(unstable_features, reason = "inline assembly for BPF")]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier and the clock see every call"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "helpers' answers, which are verdicts"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's macro hands the context over"
+)]
 
 mod activity;
 mod atomic;

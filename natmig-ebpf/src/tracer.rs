@@ -3,6 +3,11 @@
 //! Nothing in here runs while nothing is traced. The frame's first bytes are kept when it comes in;
 //! what became of it decides whether an event is made of them.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths of frames and numbers of CPUs and actions, which are small"
+)]
+
 use core::{arch::asm, ptr::addr_of_mut};
 
 use aya_ebpf::{

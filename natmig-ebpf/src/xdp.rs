@@ -1,5 +1,16 @@
 //! The packet logic's environment in the kernel: context, maps and helpers.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "lengths of frames, numbers that fit by what they are, and helpers' answers"
+)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key is looked up where it is, without a copy on the stack"
+)]
+
 use core::{
     arch::asm,
     mem::MaybeUninit,

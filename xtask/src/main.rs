@@ -5,6 +5,7 @@ mod fuzz;
 mod kernel;
 mod object;
 mod packages;
+mod rustup;
 mod setup;
 mod test;
 mod toolchain;

@@ -1,17 +1,38 @@
 //! Building the eBPF object and the binaries that embed it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
     command::{cargo, check, step},
+    rustup,
     toolchain::Toolchain,
 };
 
 /// Flags of the eBPF build: instruction set v3 (32-bit registers, atomics; Linux 5.12 and later),
 /// and type information.
 const RUSTFLAGS: &str = "-C target-cpu=v3 -C debuginfo=2 -C link-arg=--btf";
+
+/// An object: the package that it is built from, and its name.
+struct Program {
+    package: &'static str,
+    name: &'static str,
+}
+
+/// natmig's.
+const NATMIG: Program = Program {
+    package: "natmig-ebpf",
+    name: "natmig-bpf",
+};
+/// The benchmarks' own.
+const BENCH: Program = Program {
+    package: "natmig-bench-ebpf",
+    name: "natmig-bench-bpf",
+};
 
 /// Byte order of the machine that an object is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -46,45 +67,70 @@ pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
 
 /// Builds natmig's eBPF object for machines of this byte order and returns its path.
 pub(crate) fn build_for(toolchain: &Toolchain, target: Target) -> Result<PathBuf> {
-    build_object(toolchain, target, "natmig-ebpf", "natmig-bpf")
+    build_object(toolchain, target, &NATMIG)
 }
 
 /// Builds the object of the benchmarks' own programs and returns its path.
 pub(crate) fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
-    build_object(
-        toolchain,
-        Target::NATIVE,
-        "natmig-bench-ebpf",
-        "natmig-bench-bpf",
-    )
+    build_object(toolchain, Target::NATIVE, &BENCH)
 }
 
-fn build_object(
-    toolchain: &Toolchain,
-    target: Target,
-    package: &str,
-    program: &str,
-) -> Result<PathBuf> {
-    let triple = target.triple();
-    step(&format!("building the eBPF object {program} ({triple})"));
+/// Lints the programs of all objects, for this machine's byte order, where rustup has a compiler with clippy
+/// and the sources of `core` or can add what is missing: Debian's has no clippy. Else it says what is skipped.
+pub(crate) fn lint() -> Result<()> {
+    const COMPONENTS: [&str; 2] = ["clippy", "rust-src"];
+    let complete = |toolchain: &rustup::Toolchain| {
+        toolchain.has_sources() && toolchain.has_subcommand("clippy")
+    };
+    let toolchain = rustup::Toolchain::current()
+        .filter(|it| complete(it) || it.add(&COMPONENTS) && complete(it));
+    let Some(toolchain) = toolchain else {
+        step(&format!(
+            "SKIPPED: lints of the eBPF programs need `rustup component add {}`",
+            COMPONENTS.join(" ")
+        ));
+        return Ok(());
+    };
+    for program in [NATMIG, BENCH] {
+        step(&format!("lints of the eBPF program {}", program.name));
+        let mut clippy = toolchain.command("cargo");
+        clippy.args(["clippy", "--quiet"]);
+        program.arguments(&mut clippy, Target::NATIVE);
+        clippy
+            .args(["--target-dir", "target/bpf-lint"])
+            .args(["--", "--deny", "warnings"])
+            // A stable compiler may use `-Z build-std` only this way.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", RUSTFLAGS);
+        check(&mut clippy)?;
+    }
+    Ok(())
+}
+
+impl Program {
+    /// Adds what every cargo command on the program is told.
+    fn arguments(&self, cargo: &mut Command, target: Target) {
+        cargo
+            .args(["--locked", "--release", "-Z", "build-std=core"])
+            .args(["--target", target.triple()])
+            .args(["--package", self.package, "--bin", self.name])
+            .args(["--features", "program"]);
+    }
+}
+
+fn build_object(toolchain: &Toolchain, target: Target, program: &Program) -> Result<PathBuf> {
+    let (triple, name) = (target.triple(), program.name);
+    step(&format!("building the eBPF object {name} ({triple})"));
     let directory = std::env::current_dir()?.join("target/bpf");
-    check(
-        toolchain
-            .cargo()?
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "--release",
-                "-Z",
-                "build-std=core",
-            ])
-            .args(["--target", triple, "--package", package, "--bin", program])
-            .args(["--features", "program", "--target-dir"])
-            .arg(&directory)
-            .env("RUSTFLAGS", RUSTFLAGS),
-    )?;
-    Ok(directory.join(triple).join("release").join(program))
+    let mut cargo = toolchain.cargo()?;
+    cargo.args(["build", "--quiet"]);
+    program.arguments(&mut cargo, target);
+    cargo
+        .arg("--target-dir")
+        .arg(&directory)
+        .env("RUSTFLAGS", RUSTFLAGS);
+    check(&mut cargo)?;
+    Ok(directory.join(triple).join("release").join(name))
 }
 
 /// Builds one of the workspace's binaries, with the object embedded where it embeds one.

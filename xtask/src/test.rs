@@ -148,6 +148,7 @@ fn lint(object: &Path) -> Result<()> {
             .args(["--", "--deny", "warnings"])
             .env("NATMIG_EBPF_OBJECT", object),
     )?;
+    object::lint()?;
     check(
         cargo()
             .args([

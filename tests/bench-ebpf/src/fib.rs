@@ -45,7 +45,7 @@ pub(crate) fn forward_ipv4<C>(context: *mut C, frame: Frame, ingress: u32) -> Op
     if !ask(context, &mut query) {
         return None;
     }
-    frame.set_macs(&query.dmac, &query.smac);
+    frame.set_macs(query.dmac, query.smac);
     decrement_ttl(frame);
     Some(query.ifindex)
 }
@@ -77,7 +77,7 @@ pub(crate) fn forward_ipv6<C>(context: *mut C, frame: Frame, ingress: u32) -> Op
     if !ask(context, &mut query) {
         return None;
     }
-    frame.set_macs(&query.dmac, &query.smac);
+    frame.set_macs(query.dmac, query.smac);
     frame.set_byte(21, frame.byte(21) - 1);
     Some(query.ifindex)
 }

@@ -165,9 +165,9 @@ pub(crate) fn hash_nat_tc(context: TcContext) -> i32 {
             let ingress = unsafe { (*context.skb.skb).ingress_ifindex };
             match fib::forward_ipv4(context.skb.skb, frame, ingress) {
                 Some(egress) => redirect(egress) as i32,
-                None => TC_ACT_OK as i32,
+                None => TC_ACT_OK,
             }
         }
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_OK,
     }
 }

@@ -5,6 +5,24 @@
 
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier and the clock see every call"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's macros hand the context over"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "parts of numbers and of addresses, and helpers' answers, which are verdicts"
+)]
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "frames' headers lie at even addresses"
+)]
 
 mod fib;
 mod lane;

@@ -71,8 +71,8 @@ impl Frame {
 
     /// Sets both MAC addresses.
     #[inline(always)]
-    pub(crate) fn set_macs(self, destination: &[u8; 6], source: &[u8; 6]) {
-        let word = |mac: &[u8; 6], at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
+    pub(crate) fn set_macs(self, destination: [u8; 6], source: [u8; 6]) {
+        let word = |mac: [u8; 6], at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
         self.set_word(0, word(destination, 0));
         self.set_word(2, word(destination, 2));
         self.set_word(4, word(destination, 4));
