@@ -74,13 +74,17 @@ pub(crate) fn answer<E: Environment>(
     {
         return Some(PASS);
     }
-    let Some(has_source) = read(environment, packet) else {
-        return Some(PASS);
-    };
     let Some(flags) = flags(environment, interface, link, state) else {
         return Some(PASS);
     };
     let packet = &state.packet;
+    // No function is called between this and the last use of what it says. Linux 6.1 may forget that two
+    // ways into a function differ in a number that its caller keeps ("bpf: propagate precision across all
+    // frames, not just the last one" of 6.2 is about that): it examined the answers without an option
+    // alone, and removed what writes one.
+    let Some(has_source) = read(environment, packet) else {
+        return Some(PASS);
+    };
     let length = if has_source {
         MESSAGE.wrapping_add(OPTION)
     } else {
