@@ -154,7 +154,9 @@ impl Router {
         let concerned = self.concerned(&writes);
         self.tables
             .prepare(id, writes, &self.segments, &mut |_, _, _| {})?;
-        self.watch(concerned.into_iter())
+        self.watch(concerned.iter().copied())?;
+        self.follow_entries(&concerned);
+        Ok(())
     }
 
     fn add_write(
@@ -227,6 +229,19 @@ impl Router {
         }
     }
 
+    /// Lets the kernel follow what became of these addresses, as [`Self::follow_first`] does.
+    fn follow_entries(&mut self, addresses: &[IpAddr]) {
+        let tables = &self.tables;
+        let entries = addresses.iter().map(|address| {
+            let bound = tables.bound(*address).unwrap_or(Bound::none(*address));
+            (bound, tables.effective(&bound))
+        });
+        if let Err(error) = self.kernel.follow_entries(entries) {
+            self.unsettled = true;
+            tracing::warn!(%error, "host routes do not follow the table yet");
+        }
+    }
+
     /// Makes the announcements of what was committed since the last call.
     fn announce_committed(&mut self) {
         for id in std::mem::take(&mut self.committed) {
@@ -290,7 +305,9 @@ impl Router {
         self.follow_first();
         let addresses = self.addresses_of(id);
         self.tables.abort(id)?;
-        self.watch(addresses.into_iter())
+        self.watch(addresses.iter().copied())?;
+        self.follow_entries(&addresses);
+        Ok(())
     }
 
     /// Brings current versions up to a committed transaction's and frees its slot. Idempotent, also
@@ -306,15 +323,7 @@ impl Router {
     pub fn retire(&mut self, addresses: &[IpAddr]) -> Result<(), RouterError> {
         self.follow_first();
         self.tables.retire(addresses)?;
-        let versions: Vec<(IpAddr, Decoded)> = addresses
-            .iter()
-            .map(|address| {
-                let bound = self.tables.bound(*address);
-                let version = bound.map(|bound| self.tables.effective(&bound));
-                (*address, version.unwrap_or(Decoded::ABSENT))
-            })
-            .collect();
-        self.kernel.follow(versions.into_iter())?;
+        self.follow_entries(addresses);
         self.watch(addresses.iter().copied())
     }
 
@@ -355,6 +364,7 @@ impl Router {
         self.tables
             .prepare(APPLY, writes, &self.segments, progress)?;
         self.watch(concerned.iter().copied())?;
+        self.follow_entries(&concerned);
         progress("committing", 0, 1);
         let committed = self.commit(APPLY)?;
         report.committed_at = committed.committed_at;

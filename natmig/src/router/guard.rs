@@ -33,6 +33,8 @@ pub struct GuardCounter {
 struct Fields {
     /// The nftables family.
     family: &'static str,
+    /// The nftables expression of a redirect (RFC 792; RFC 4861, section 4.5).
+    redirect: &'static str,
     /// Name of the counter and the nftables expression.
     fields: [(&'static str, &'static str); 4],
 }
@@ -41,6 +43,7 @@ struct Fields {
 /// header (RFC 792).
 const IPV4: Fields = Fields {
     family: "ip",
+    redirect: "icmp type redirect",
     fields: [
         ("source", "@nh,96,32"),
         ("destination", "@nh,128,32"),
@@ -56,6 +59,7 @@ const IPV4: Fields = Fields {
 /// IPv6 header (RFC 4443).
 const IPV6: Fields = Fields {
     family: "ip6",
+    redirect: "icmpv6 type nd-redirect",
     fields: [
         ("source_ipv6", "@nh,64,128"),
         ("destination_ipv6", "@nh,192,128"),
@@ -105,7 +109,11 @@ fn leaving(
     boundary: &[(String, [u8; 6])],
     pools: &[IpNet],
 ) {
-    let Fields { family, fields } = fields;
+    let Fields {
+        family,
+        redirect,
+        fields,
+    } = fields;
     writeln!(
         text,
         "table {family} {table} {{}}\ndelete table {family} {table}\ntable {family} {table} {{"
@@ -123,6 +131,7 @@ fn leaving(
             .map(|(name, _)| format!("\"{name}\""))
             .collect::<Vec<_>>()
             .join(", ");
+        writeln!(text, "    oifname {{ {names} }} {redirect} drop").unwrap_or_default();
         for pool in pools {
             let (pool_family, mask, value) = match pool {
                 IpNet::V4(pool) => (
@@ -249,12 +258,15 @@ mod tests {
         );
         for rule in [
             "oifname { \"acc0\" } @nh,96,32 & 0xffffff80 == 0x0a010180 counter name source drop",
+            "oifname { \"acc0\" } icmp type redirect drop",
+            "oifname { \"acc0\" } icmpv6 type nd-redirect drop",
             "oifname { \"acc0\" } @nh,64,128 & 0xffffffffffffffffffff000000000000 == \
              0x20010db800010000000f000000000000 counter name source_ipv6 drop",
         ] {
             assert!(text.contains(rule), "{rule}");
         }
         let fields = IPV4.fields.len() + IPV6.fields.len();
-        assert_eq!(text.matches(" drop").count(), fields);
+        let redirects = 2;
+        assert_eq!(text.matches(" drop").count(), fields + redirects);
     }
 }

@@ -58,6 +58,20 @@ fn host_route(version: &Decoded) -> Option<HostRoute> {
     })
 }
 
+/// How the kernel reaches a bound identity, of which this version counts.
+///
+/// Its way to a visitor is given up as soon as it is prepared that the VM leaves. What little the kernel
+/// forwards to it until the commit goes by the VM's home, which sends it here again. From the commit on
+/// the identity may be unbound, and then everything to it is the kernel's, which would send it where the
+/// VM was, and tell hosts of that segment to do so by themselves (redirects, RFC 4861, section 8).
+fn host_route_of(bound: &Bound, version: &Decoded) -> Option<HostRoute> {
+    let leaves = |pending: &Decoded| pending.action != Action::Local && !pending.is_home();
+    match host_route(version) {
+        Some(HostRoute::Access { .. }) if bound.pending.as_ref().is_some_and(leaves) => None,
+        route => route,
+    }
+}
+
 /// The interface on which frames for other MAC addresses matter because of a version.
 fn watched(version: &Decoded) -> Option<u32> {
     (version.is_home() || version.action == Action::Local).then_some(version.ifindex)
@@ -166,7 +180,7 @@ impl Kernel {
         let mut wanted = AddressMap::default();
         for (bound, version) in entries {
             self.watch(&bound);
-            if let Some(route) = host_route(&version) {
+            if let Some(route) = host_route_of(&bound, &version) {
                 wanted.insert(bound.address, route);
             }
         }
@@ -291,14 +305,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets the kernel's routes and neighbours follow versions that count from here on.
+    /// Lets the kernel's routes and neighbours follow versions that were committed.
     pub(super) fn follow(
         &mut self,
         versions: impl Iterator<Item = (IpAddr, Decoded)>,
     ) -> Result<(), RouterError> {
+        self.set_routes(versions.map(|(address, version)| (address, host_route(&version))))
+    }
+
+    /// Lets them follow what the tables say of addresses, with the versions that count.
+    pub(super) fn follow_entries(
+        &mut self,
+        entries: impl Iterator<Item = (Bound, Decoded)>,
+    ) -> Result<(), RouterError> {
+        self.set_routes(
+            entries.map(|(bound, version)| (bound.address, host_route_of(&bound, &version))),
+        )
+    }
+
+    fn set_routes(
+        &mut self,
+        routes: impl Iterator<Item = (IpAddr, Option<HostRoute>)>,
+    ) -> Result<(), RouterError> {
         let mut changes = Vec::new();
-        for (address, version) in versions {
-            let wanted = host_route(&version);
+        for (address, wanted) in routes {
             let held = self.routes.get(&address).copied();
             if wanted == held {
                 continue;

@@ -234,6 +234,17 @@ fn the_kernels_routes_follow_the_transaction() {
             ],
         };
         router.prepare(NEXT_MOVE, &return_home).unwrap();
+        // From the commit on the identity is unbound here: nothing may lead to where the VM was.
+        assert!(!routes().contains("10.1.2.20"), "{}", routes());
+        assert!(!neighbors().contains("10.1.2.20"), "{}", neighbors());
+        router.abort(NEXT_MOVE).unwrap();
+        assert!(routes().contains("10.1.2.20 dev acc0"), "{}", routes());
+        assert!(neighbors().contains("10.1.2.20 dev acc0 lladdr 02:00:00:00:00:20"));
+        router.prepare(NEXT_MOVE, &return_home).unwrap();
+        drop(router);
+        let Started { mut router, .. } = place.start();
+        assert!(!routes().contains("10.1.2.20"), "{}", routes());
+        assert!(routes().contains("10.1.1.10 dev nm0-"), "{}", routes());
         router.commit(NEXT_MOVE).unwrap();
         router.settle().unwrap();
         assert_eq!(routes(), "");

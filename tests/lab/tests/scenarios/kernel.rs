@@ -1,7 +1,9 @@
 //! The kernel beside XDP: what routers send themselves, what traceroute shows, old neighbour caches.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use natmig_lab::{Lab, Topology, capture::Captures, topology::Endpoint};
+use natmig_lab::{Lab, Topology, capture::Captures, run::wait_for, topology::Endpoint};
 
 use crate::common::{all_kept, migrate, ping, run, scenario, three_tier, watch};
 
@@ -27,6 +29,52 @@ fn routers_reach_a_migrated_vm() {
             }
         }
         ensure!(captures.finish()?.leaked == 0);
+        Ok(())
+    });
+}
+
+/// Whether the kernel of the visited router sends to `identity` on the visited segment.
+fn is_sent_there(lab: &Lab, identity: &str) -> Result<bool> {
+    let route = run(lab, "edge3", "ip", &["route", "get", identity])?;
+    Ok(route.contains(" dev rack3 "))
+}
+
+/// From the commit on a VM that returns is unbound where it was, and what is sent to it is the kernel's
+/// there: a host route that is still in place would lead to the segment that it has left, and would have
+/// the kernel tell the segment's hosts to send there by themselves.
+#[test]
+fn kernels_give_a_visitor_up_when_its_departure_is_prepared() {
+    scenario(three_tier(), |lab| {
+        let identities = ["10.1.1.10", "2001:db8:1::10"];
+        migrate(lab, &[("vm1", "rack3")])?;
+        for there in [true, false] {
+            let step = if there {
+                None
+            } else {
+                Some(lab.begin("home again", &[("vm1", "rack1")])?)
+            };
+            for identity in identities {
+                ensure!(is_sent_there(lab, identity)? == there, "{identity}");
+                for node in ["edge3", "host3", "host1"] {
+                    ping(lab, node, identity)?;
+                }
+            }
+            if let Some(step) = step {
+                let abort = ["migration", "abort", &step.id.to_string()];
+                lab.client()?.ask(&abort)?;
+            }
+        }
+        for identity in identities {
+            wait_for("the host route", Duration::from_secs(5), || {
+                Ok(is_sent_there(lab, identity)?.then_some(()))
+            })?;
+            ping(lab, "edge3", identity)?;
+        }
+        migrate(lab, &[("vm1", "rack1")])?;
+        for identity in identities {
+            ensure!(!is_sent_there(lab, identity)?, "{identity}");
+            ping(lab, "host3", identity)?;
+        }
         Ok(())
     });
 }
