@@ -1,7 +1,8 @@
 //! The transaction machine of the controller: sans-IO.
 //!
 //! It is told what happens ([`Event`]) and what operators ask for ([`Request`]), with the time, and
-//! answers with [`Action`]s that the caller executes in order. Invariants:
+//! answers with [`Action`]s that the caller executes in order; a [`Command::Commit`] may be sent before
+//! what is stored of other migrations. Invariants:
 //! - nothing is sent that depends on a state before that state is stored: [`Action::Store`] stands
 //!   before the commands that rely on it;
 //! - the decision to commit is stored once every needed router holds the transaction, and is never

@@ -38,9 +38,27 @@ pub trait Store: Send {
     /// Makes sure, by reading the store, that this leadership lasts.
     fn confirm(&mut self) -> Result<(), StoreError>;
 
-    /// Whether this leadership is sure to last at this moment, as far as clocks can tell. A
-    /// controller that may not act tells routers nothing.
-    fn may_act(&self) -> bool;
+    /// Whether this leadership lasts, for whoever does not have the store at hand.
+    fn leadership(&self) -> Leadership;
+}
+
+/// Whether a leadership lasts. A controller of which that is not sure tells routers nothing.
+#[derive(Clone, Debug)]
+pub struct Leadership(Option<Lease>);
+
+impl Leadership {
+    /// Of a store that nobody else can open.
+    pub const ALONE: Self = Self(None);
+
+    /// For as long as a lease lasts.
+    pub const fn of(lease: Lease) -> Self {
+        Self(Some(lease))
+    }
+
+    /// Whether it is sure to last at this moment, as far as clocks can tell.
+    pub fn lasts(&self) -> bool {
+        self.0.as_ref().is_none_or(Lease::lasts)
+    }
 }
 
 /// The store cannot be used.

@@ -8,18 +8,23 @@ mod support;
 use std::{
     net::SocketAddr,
     process::{Command, Output},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use natmig::{
     controller::{self, ControllerConfig},
-    coordinator::{Config, Phase},
+    coordinator::{Config, Phase, StoreOp, Stored},
     proto::v1,
     rule::{MacAddress, Rule},
+    store::{FileStore, Leadership, Store, StoreError},
 };
 use support::{
-    Client, CrashingStore, Fabric, ROUTERS, RunningController, all_in_sync, reach, set_up, speak,
-    start, start_request, until, vm, vms,
+    Client, CrashingStore, Fabric, Memory, ROUTERS, RunningController, all_in_sync, reach, set_up,
+    speak, start, start_request, until, vm, vms,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -128,6 +133,114 @@ async fn group_of_a_thousand_fits() {
         begun.elapsed(),
         view.commit_ns.map(Duration::from_nanos)
     );
+    reach(&mut client, id, Phase::is_final).await;
+    fabric.tables_agree(&vms(&mut client).await).unwrap();
+    fabric.finish(controller).await;
+}
+
+/// A store that takes until it is let go for every change, while it is held.
+struct HeldStore {
+    inner: FileStore,
+    hold: Arc<Hold>,
+}
+
+#[derive(Default)]
+struct Hold {
+    held: AtomicBool,
+    /// A change waits.
+    waiting: AtomicBool,
+}
+
+impl Store for HeldStore {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        self.inner.load()
+    }
+
+    fn apply(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
+        while self.hold.held.load(Ordering::SeqCst) {
+            self.hold.waiting.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.inner.apply(ops)
+    }
+
+    fn begin_term(&mut self, at_least: u64) -> Result<u64, StoreError> {
+        self.inner.begin_term(at_least)
+    }
+
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        self.inner.confirm()
+    }
+
+    fn leadership(&self) -> Leadership {
+        self.inner.leadership()
+    }
+}
+
+/// Once the decision is durable, all routers commit, stage by stage, while the store is busy with
+/// something else; success is told when the store has done that.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_do_not_wait_for_what_else_is_stored() {
+    let mut fabric = Fabric::new();
+    let hold = Arc::new(Hold::default());
+    let store = HeldStore {
+        inner: fabric.store(),
+        hold: Arc::clone(&hold),
+    };
+    let controller = fabric.controller_with(Box::new(store)).await;
+    fabric.start_agents();
+    let mut client = fabric.client().await;
+    set_up(&mut client).await;
+    all_in_sync(&mut client).await;
+
+    let memories: Vec<_> = ROUTERS.map(|router| fabric.memory(router)).into();
+    for memory in &memories {
+        memory.lock().unwrap().stuck_at = Some("commit");
+    }
+    let id = start(&mut client, start_request(&["vm1"], "rack2")).await;
+    until("it is decided", async || {
+        let waits = |memory: &Arc<Mutex<Memory>>| {
+            memory.lock().unwrap().waiting.as_deref() == Some("commit")
+        };
+        let decided = memories.iter().any(waits);
+        decided.then_some(()).ok_or_else(String::new)
+    })
+    .await;
+    hold.held.store(true, Ordering::SeqCst);
+    let adding = tokio::spawn({
+        let mut client = client.clone();
+        async move {
+            let vms = vec![vm("vm4", 13)];
+            client.add_vms(v1::AddVmsRequest { vms }).await
+        }
+    });
+    until("the store is busy", async || {
+        let waiting = hold.waiting.load(Ordering::SeqCst);
+        waiting.then_some(()).ok_or_else(String::new)
+    })
+    .await;
+    for memory in &memories {
+        memory.lock().unwrap().stuck_at = None;
+    }
+    until("all routers have committed", async || {
+        let committed = |memory: &Arc<Mutex<Memory>>| {
+            let held = memory.lock().unwrap();
+            let mut held = held.held.values();
+            held.any(|(_, committed)| committed.is_some())
+        };
+        let count = memories.iter().filter(|memory| committed(memory)).count();
+        (count == ROUTERS.len())
+            .then_some(())
+            .ok_or_else(|| format!("{count} have"))
+    })
+    .await;
+    assert!(
+        !adding.is_finished(),
+        "what is not durable was acknowledged"
+    );
+
+    hold.held.store(false, Ordering::SeqCst);
+    adding.await.unwrap().unwrap();
     reach(&mut client, id, Phase::is_final).await;
     fabric.tables_agree(&vms(&mut client).await).unwrap();
     fabric.finish(controller).await;

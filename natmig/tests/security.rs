@@ -24,7 +24,7 @@ use natmig::{
             control_service_client::ControlServiceClient,
         },
     },
-    store::{FileStore, Store, StoreError},
+    store::{FileStore, Leadership, Store, StoreError},
     tls::{CredentialFiles, Credentials, dial},
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::pem::PemObject as _};
@@ -492,8 +492,8 @@ impl Store for Recording {
         self.inner.confirm()
     }
 
-    fn may_act(&self) -> bool {
-        self.inner.may_act()
+    fn leadership(&self) -> Leadership {
+        self.inner.leadership()
     }
 }
 

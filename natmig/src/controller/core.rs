@@ -1,11 +1,16 @@
-//! The thread that owns the transaction machine and the store: everything that happens comes to it
-//! through one bounded queue, and it does what the machine says, in order.
+//! The thread that owns the transaction machine: everything that happens comes to it through one bounded
+//! queue, and it does what the machine says, in order. The store has [a thread of its own](writer).
 //!
 //! Invariants:
-//! - an action is carried out only when every store before it is durable. When the store fails the
-//!   core ends, because the machine is ahead of what is stored. Of inputs that wait together, the
-//!   machine hears one after the other, and what it wants stored is made durable at once: a disk is
-//!   asked as often for a thousand migrations at once as for a few one after the other;
+//! - an action is carried out only when every store before it is durable, with one exception. When the
+//!   store fails the core ends, because the machine is ahead of what is stored. Of inputs that wait
+//!   together, the machine hears one after the other, and what it wants stored is made durable at once:
+//!   a disk is asked as often for a thousand migrations at once as for a few one after the other;
+//! - the exception: a router is told to commit as soon as the decision is durable, whatever is being
+//!   stored of other migrations, so that a disk that takes its time does not keep a fabric half
+//!   committed. Should that be lost, it is as if it had not happened before the commit. What is stored
+//!   of the fabric itself (which routers are needed, what they serve) is waited for: the machine may
+//!   have opened the next stage because of it;
 //! - nobody is shown a state that is not durable;
 //! - nothing is sent while the leadership is not sure to last;
 //! - the machine hears of a router only when that router keeps this leadership's term, and after the
@@ -14,6 +19,8 @@
 //!   table from no one but the leader.
 
 mod handle;
+mod pending;
+mod writer;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,11 +32,12 @@ use std::{
 
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
-    time::timeout_at,
+    time::sleep_until,
 };
 use tonic::Status;
 
 pub(super) use self::handle::{Connection, Handle, Input};
+use self::{pending::Pending, writer::Writer};
 use super::figures::{Figures, Operation};
 use crate::{
     audit::{Asked, AuditLog, AuditOutcome, AuditRecord},
@@ -39,6 +47,7 @@ use crate::{
     },
     names::RouterName,
     proto::{Command, Hello, Order, Outcome, Reply},
+    rule::TransactionId,
     store::{Store, StoreError},
 };
 
@@ -92,6 +101,7 @@ pub(super) fn start(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()?;
+    let writer = Writer::start(store, Arc::clone(&figures))?;
     let (report, outcome) = oneshot::channel();
     let thread = thread::Builder::new()
         .name("core".to_owned())
@@ -99,7 +109,8 @@ pub(super) fn start(
             let (coordinator, actions) = Coordinator::restore(config, stored, clock.now());
             let mut core = Core {
                 coordinator,
-                store,
+                writer,
+                pending: Pending::default(),
                 figures,
                 audit,
                 clock,
@@ -109,6 +120,7 @@ pub(super) fn start(
                 wake: None,
                 todo: VecDeque::new(),
                 changes: 0,
+                taken: 0,
                 lost: VecDeque::new(),
                 confirmed: clock.start,
             };
@@ -184,7 +196,9 @@ enum Todo {
 
 struct Core {
     coordinator: Coordinator,
-    store: Box<dyn Store>,
+    writer: Writer,
+    /// What is being made durable.
+    pending: Pending,
     figures: Arc<Figures>,
     audit: AuditLog,
     clock: Clock,
@@ -196,6 +210,8 @@ struct Core {
     todo: VecDeque<Todo>,
     /// Changes of the store among it.
     changes: usize,
+    /// Inputs that were taken since the last change of the store was begun, while that lasts.
+    taken: usize,
     /// Connections that the core gave up, of which the machine has yet to hear.
     lost: VecDeque<(RouterName, ConnectionId)>,
     /// When the store was last asked whether this leadership lasts, and said so.
@@ -211,49 +227,59 @@ impl Core {
         self.execute(actions);
         self.carry_out()?;
         loop {
-            let input = match self.wake {
-                None => queue.recv().await,
-                Some(at) => {
-                    let Ok(input) = timeout_at(at.into(), queue.recv()).await else {
-                        self.wake = None;
-                        self.happened(Event::Tick);
-                        self.carry_out()?;
-                        continue;
-                    };
-                    input
-                }
-            };
-            let mut next = input;
-            let mut taken = 0;
-            loop {
-                match next {
-                    None | Some(Input::Shutdown) => {
-                        self.carry_out()?;
-                        return Ok(());
+            let wake = self.wake;
+            tokio::select! {
+                durable = self.writer.done(), if self.writer.is_busy() => self.is_durable(durable)?,
+                input = queue.recv(), if self.has_room() => {
+                    if !self.take_together(input, &mut queue).await? {
+                        return self.settle().await;
                     }
-                    Some(input) => self.take(input)?,
                 }
-                taken += 1;
-                if taken >= TOGETHER.0 || self.changes >= TOGETHER.1 {
-                    break;
-                }
-                match queue.try_recv() {
-                    Ok(input) => next = Some(input),
-                    Err(_) => break,
+                () = until(wake) => {
+                    self.wake = None;
+                    self.happened(Event::Tick);
                 }
             }
             self.carry_out()?;
         }
     }
 
-    fn take(&mut self, input: Input) -> Result<(), StoreError> {
+    /// Whether more inputs are taken: what they lead to may have to wait for the store.
+    fn has_room(&self) -> bool {
+        self.taken < TOGETHER.0 && self.changes < TOGETHER.1
+    }
+
+    /// Takes an input, and those that wait behind it. False if the core is to end.
+    async fn take_together(
+        &mut self,
+        input: Option<Input>,
+        queue: &mut mpsc::Receiver<Input>,
+    ) -> Result<bool, StoreError> {
+        let mut next = input;
+        loop {
+            match next {
+                None | Some(Input::Shutdown) => return Ok(false),
+                Some(input) => self.take(input).await?,
+            }
+            self.taken += 1;
+            if !self.has_room() {
+                return Ok(true);
+            }
+            match queue.try_recv() {
+                Ok(input) => next = Some(input),
+                Err(_) => return Ok(true),
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) -> Result<(), StoreError> {
         match input {
             Input::Connected { hello, connection } => self.connected(&hello, connection)?,
             Input::Reply {
                 router,
                 connection,
                 reply,
-            } => self.replied(router, connection, reply)?,
+            } => self.replied(router, connection, reply).await?,
             Input::Announced {
                 router,
                 connection,
@@ -303,13 +329,13 @@ impl Core {
                 answer,
             } => {
                 // What is shown is durable.
-                self.carry_out()?;
+                self.settle().await?;
                 if answer.send(self.audit.since(since, limit)).is_err() {
                     tracing::debug!("nobody waits for the answer any longer");
                 }
             }
             Input::Query(look) => {
-                self.carry_out()?;
+                self.settle().await?;
                 look(&self.coordinator);
             }
             Input::Shutdown => {}
@@ -364,7 +390,11 @@ impl Core {
     }
 
     /// A router keeps this leadership's term: no controller before can reach it any longer.
-    fn welcomed(&mut self, router: RouterName, connection: ConnectionId) -> Result<(), StoreError> {
+    async fn welcomed(
+        &mut self,
+        router: RouterName,
+        connection: ConnectionId,
+    ) -> Result<(), StoreError> {
         let Some(session) = self.sessions.get_mut(&router) else {
             return Ok(());
         };
@@ -372,9 +402,9 @@ impl Core {
             return Ok(());
         };
         if self.confirmed <= session.begun {
+            self.settle().await?;
             let asked = Instant::now();
-            self.figures
-                .ask(Operation::Confirm, || self.store.confirm())?;
+            self.writer.confirm().await?;
             self.confirmed = asked;
         }
         self.happened(Event::RouterConnected {
@@ -385,7 +415,7 @@ impl Core {
         Ok(())
     }
 
-    fn replied(
+    async fn replied(
         &mut self,
         router: RouterName,
         connection: ConnectionId,
@@ -410,7 +440,7 @@ impl Core {
                 return Ok(());
             }
             (Some((sequence, _)), _) if sequence != reply.sequence => None,
-            (Some((_, None)), Outcome::Done) => return self.welcomed(router, connection),
+            (Some((_, None)), Outcome::Done) => return self.welcomed(router, connection).await,
             (Some((_, Some(command))), outcome) => outcome.reply_to(command),
             (Some((_, None)) | None, _) => None,
         };
@@ -463,24 +493,15 @@ impl Core {
         }
     }
 
-    /// Does what remains to be done. At the first change of the store all that follow are made
-    /// durable with it: they stem from inputs that came before anything of this was done.
+    /// Does what remains to be done as far as the store has come.
     fn carry_out(&mut self) -> Result<(), StoreError> {
-        while !self.todo.is_empty() {
-            self.changes = 0;
-            let mut todo = std::mem::take(&mut self.todo);
-            while let Some(next) = todo.pop_front() {
+        loop {
+            while !self.writer.is_busy()
+                && let Some(next) = self.todo.pop_front()
+            {
                 match next {
                     // It was made durable with one before it.
                     Todo::Act(Action::Store(ops)) if ops.is_empty() => {}
-                    Todo::Act(Action::Store(mut ops)) => {
-                        for later in &mut todo {
-                            if let Todo::Act(Action::Store(later)) = later {
-                                ops.append(later);
-                            }
-                        }
-                        self.make_durable(&ops)?;
-                    }
                     Todo::Act(action) => self.act(action)?,
                     Todo::Answer(answer, outcome) => {
                         if answer.send(outcome).is_err() {
@@ -489,14 +510,59 @@ impl Core {
                     }
                 }
             }
+            self.send_commits()?;
+            if self.lost.is_empty() {
+                break;
+            }
             self.tell_lost();
+        }
+        if !self.writer.is_busy() {
+            self.taken = 0;
+        }
+        Ok(())
+    }
+
+    /// Does all that remains to be done.
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        self.carry_out()?;
+        while self.writer.is_busy() {
+            let durable = self.writer.done().await;
+            self.is_durable(durable)?;
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    /// Sends the commits, among what waits for the store, that need not wait.
+    fn send_commits(&mut self) -> Result<(), StoreError> {
+        let is_commit =
+            |next: &Todo| matches!(next, Todo::Act(action) if commit_of(action).is_some());
+        if !self.todo.iter().any(is_commit) {
+            return Ok(());
+        }
+        let mut pending = self.pending.clone();
+        for next in std::mem::take(&mut self.todo) {
+            if let Todo::Act(Action::Store(ops)) = &next {
+                pending.add(ops);
+            }
+            match next {
+                Todo::Act(action)
+                    if commit_of(&action).is_some_and(|id| !pending.concerns_commit(id)) =>
+                {
+                    self.act(action)?;
+                }
+                next => self.todo.push_back(next),
+            }
         }
         Ok(())
     }
 
     fn act(&mut self, action: Action) -> Result<(), StoreError> {
         match action {
-            Action::Store(ops) => self.make_durable(&ops),
+            Action::Store(ops) => {
+                self.make_durable(ops);
+                Ok(())
+            }
             Action::Send {
                 router,
                 connection,
@@ -531,12 +597,23 @@ impl Core {
         }
     }
 
-    fn make_durable(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
-        let begun = Instant::now();
-        self.figures
-            .ask(Operation::Apply, || self.store.apply(ops))?;
-        tracing::debug!(changes = ops.len(), took = ?begun.elapsed(), "stored");
-        self.figures.stored(ops);
+    /// Begins to make changes durable, and with them all that follow: they stem from inputs that came
+    /// before anything of this was done.
+    fn make_durable(&mut self, mut ops: Vec<StoreOp>) {
+        for later in &mut self.todo {
+            if let Todo::Act(Action::Store(later)) = later {
+                ops.append(later);
+            }
+        }
+        self.changes = 0;
+        self.taken = 0;
+        self.pending.add(&ops);
+        self.writer.begin(ops);
+    }
+
+    fn is_durable(&mut self, durable: Result<Vec<StoreOp>, StoreError>) -> Result<(), StoreError> {
+        self.figures.stored(&durable?);
+        self.pending = Pending::default();
         Ok(())
     }
 
@@ -547,7 +624,7 @@ impl Core {
         order: Order,
         reference: Option<CommandRef>,
     ) -> Result<(), StoreError> {
-        if !self.store.may_act() {
+        if !self.writer.may_act() {
             return Err(StoreError::NotLeading);
         }
         let Some(session) = self
@@ -575,6 +652,25 @@ impl Core {
             Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
         Ok(())
+    }
+}
+
+/// The migration that an action tells a router to commit.
+fn commit_of(action: &Action) -> Option<TransactionId> {
+    match action {
+        Action::Send { command, .. } => match command.reference() {
+            CommandRef::Commit(id) => Some(id),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Ready at a time; never, if there is none.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -45,7 +45,7 @@ pub use self::{
     election::{Candidate, Leader},
     lease::Lease,
 };
-use super::{Store, StoreError, digest};
+use super::{Leadership, Store, StoreError, digest};
 use crate::coordinator::{StoreOp, Stored};
 
 /// Version of what is below the prefix.
@@ -369,8 +369,8 @@ impl Store for EtcdStore {
         Ok(self.wait(|session| async move { session.confirm().await })?)
     }
 
-    fn may_act(&self) -> bool {
-        self.lease.lasts()
+    fn leadership(&self) -> Leadership {
+        Leadership::of(self.lease.clone())
     }
 }
 

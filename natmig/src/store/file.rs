@@ -17,7 +17,7 @@ use redb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError};
+use super::{Leadership, Store, StoreError};
 use crate::{
     audit::KEPT,
     coordinator::{StoreOp, Stored},
@@ -331,8 +331,8 @@ impl Store for FileStore {
         Ok(())
     }
 
-    fn may_act(&self) -> bool {
-        true
+    fn leadership(&self) -> Leadership {
+        Leadership::ALONE
     }
 }
 

@@ -110,7 +110,7 @@ fn terms_only_grow(place: &mut impl Place) {
 fn leadership_is_confirmed(place: &mut impl Place) {
     let mut store = place.open();
     store.confirm().unwrap();
-    assert!(store.may_act());
+    assert!(store.leadership().lasts());
 }
 
 /// Everything goes from one place to the other; what is there already is not overwritten unasked.

@@ -92,7 +92,7 @@ fn leader_that_dies_amid_a_large_change_leaves_all_or_nothing() {
                         .apply(change)
                         .and_then(|()| store.apply(&[StoreOp::PutNextId(6)]));
                     assert!(is_lost(&outcome.unwrap_err()));
-                    assert!(!store.may_act());
+                    assert!(!store.leadership().lasts());
                     let mut successor = server.lead(&config);
                     let found = sorted(successor.load().unwrap());
                     // The number of the next migration may have made it as well.
@@ -165,7 +165,7 @@ fn leader_without_its_lease_changes_nothing() {
     assert!(matches!(led, EtcdError::Led { .. }), "{led}");
     // By its own clock the old leader's lease lasts.
     server.resign(&old.lease());
-    assert!(old.may_act());
+    assert!(old.leadership().lasts());
     let mut successor = server.lead(&config);
     for outcome in [
         old.apply(&[StoreOp::PutNextId(2)]),
@@ -203,7 +203,7 @@ fn one_member_of_three_may_die_and_two_stop_everything() {
     let error = store.apply(&[StoreOp::PutNextId(3)]).unwrap_err();
     println!("two members killed: gave up after {:?}", begun.elapsed());
     assert!(is_lost(&error), "{error}");
-    assert!(!store.may_act());
+    assert!(!store.leadership().lasts());
     server.etcd.restart(0);
     let mut store = server.lead(&config);
     let next_id = store.load().unwrap().next_id;

@@ -29,7 +29,7 @@ use natmig::{
     proto::v1::{self, control_service_client::ControlServiceClient},
     router::{CommitReport, Heard, Held, RouterError, TellHeard},
     rule::{Changes, MacAddress, Rule, TransactionId},
-    store::{FileStore, Store, StoreError},
+    store::{FileStore, Leadership, Store, StoreError},
     tls::Credentials,
 };
 use natmig_common::SlotState;
@@ -369,8 +369,8 @@ impl Store for CrashingStore {
         self.inner.confirm()
     }
 
-    fn may_act(&self) -> bool {
-        self.inner.may_act()
+    fn leadership(&self) -> Leadership {
+        self.inner.leadership()
     }
 }
 
