@@ -152,3 +152,54 @@ fn certificate_that_expires_is_warned_of() {
     let error = refused(directory, &["show", broken.to_str().unwrap()]);
     assert!(error.contains("broken.pem: no certificate"), "{error}");
 }
+
+#[test]
+fn controllers_configuration_is_checked_with_its_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    fine(directory, &["init"]);
+    for (name, days) in [("ctl1", "365"), ("ctl2", "20")] {
+        let address = ["--address", "198.18.0.1", "--days", days];
+        fine(
+            directory,
+            &[&["issue", "controller", name], &address[..]].concat(),
+        );
+    }
+    let file = directory.join("controller.toml");
+    let check = |name: &str, etcd: &str| {
+        let credentials = format!(
+            "ca = \"{0}/ca.pem\"\ncertificate = \"{0}/controller-{name}.pem\"\n\
+             key = \"{0}/controller-{name}.key\"\n",
+            directory.display()
+        );
+        let own = if etcd.is_empty() {
+            format!("store = \"/nowhere\"\n[tls]\n{credentials}")
+        } else {
+            format!(
+                "advertise = \"https://198.18.0.1:7400\"\n[etcd]\nendpoints = [\"{etcd}\"]\nprefix = \"/natmig\"\n{credentials}"
+            )
+        };
+        fs::write(&file, format!("socket = \"/nowhere/socket\"\n{own}")).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_natmig"))
+            .args(["controller", "--check", "--config"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{error}");
+        error
+    };
+    assert_eq!(check("ctl1", ""), "");
+    let warning = check("ctl2", "");
+    assert!(
+        warning.contains("controller-ctl2.pem: expires in"),
+        "{warning}"
+    );
+    let etcd = "https://198.18.0.2:2379";
+    assert_eq!(check("ctl1", etcd), "");
+    let warning = check("ctl2", etcd);
+    assert!(
+        warning.contains("controller-ctl2.pem: expires in"),
+        "{warning}"
+    );
+}
