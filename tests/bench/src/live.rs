@@ -331,7 +331,7 @@ fn asks_kernel(
 
 /// Builds a site's namespaces and everything in them that takes no time.
 pub fn build(run: &Run, programs: &mut Programs, lane: u32, plan: SitePlan) -> Result<Place> {
-    let site = Site::build(run, lane, plan.router != Router::None)?;
+    let site = Site::build(run, lane, plan.router != Router::None, plan.queues)?;
     site.attach_sinks(programs)?;
     if let Some(router) = &site.router {
         let (inner, outer) = (natmig_bench_ebpf::IN + lane, natmig_bench_ebpf::OUT + lane);
@@ -345,7 +345,7 @@ pub fn build(run: &Run, programs: &mut Programs, lane: u32, plan: SitePlan) -> R
                 site::poll_without_program(router)?;
                 router.enter(|| programs.attach_classifier(name, "in"))?;
             }
-            Router::Kernel | Router::Stateless(_) | Router::Tracked(_) => {
+            Router::Kernel | Router::Stateless(..) | Router::Tracked(_) => {
                 site::poll_without_program(router)?;
             }
             Router::None | Router::Natmig(_) | Router::Core(_) => {}
@@ -413,8 +413,8 @@ pub fn fill(
         check_interrupted()?;
         progress.begin(place.plan.key);
         match place.plan.router {
-            Router::Stateless(elements) | Router::Tracked(elements) => {
-                let time = filter::fill(&place.site, place.plan.router)?;
+            router @ (Router::Stateless(_, elements) | Router::Tracked(elements)) => {
+                let time = filter::fill(&place.site, router)?;
                 changes.nft.push((elements, time.as_secs_f64()));
             }
             Router::Core(settings) => {

@@ -3,6 +3,7 @@
 use natmig_bench_ebpf::BINDINGS;
 
 use crate::core::Settings;
+use crate::site::Queues;
 use crate::traffic::{Density, Family, Traffic};
 
 /// How much is measured.
@@ -55,8 +56,8 @@ pub enum Router {
     /// The kernel.
     Kernel,
     /// The kernel, with a map of nftables that translates destinations without state.
-    Stateless(u32),
-    /// The kernel, with destination NAT of nftables and connection tracking.
+    Stateless(Family, u32),
+    /// The kernel, with destination NAT of nftables and connection tracking, of IPv4.
     Tracked(u32),
     /// natmig.
     Natmig(Tables),
@@ -73,6 +74,8 @@ pub struct SitePlan {
     pub router: Router,
     /// The least extent in which it is built.
     pub from: Extent,
+    /// Which queue a packet that the router's kernel forwards leaves through.
+    pub queues: Queues,
 }
 
 /// Traffic through a site.
@@ -107,14 +110,19 @@ pub const SITES: &[SitePlan] = &[
     site("tc", Router::Classifier("hash_nat_tc"), Extent::Smoke),
     site("kernel", Router::Kernel, Extent::Smoke),
     site("core", Router::Core(Settings::ALL), Extent::Smoke),
-    site("nft", Router::Stateless(MANY), Extent::Quick),
-    site("nft-1k", Router::Stateless(THOUSAND), Extent::Smoke),
+    site("nft", Router::Stateless(Ipv4, MANY), Extent::Quick),
+    SitePlan {
+        queues: Queues::ByFlow,
+        ..site("nft-by-flow", Router::Stateless(Ipv4, MANY), Extent::Quick)
+    },
+    site("nft6", Router::Stateless(Ipv6, MANY), Extent::Full),
+    site("nft-1k", Router::Stateless(Ipv4, THOUSAND), Extent::Smoke),
     site(
         "nft-100k",
-        Router::Stateless(HUNDRED_THOUSAND),
+        Router::Stateless(Ipv4, HUNDRED_THOUSAND),
         Extent::Full,
     ),
-    site("ct", Router::Tracked(HUNDRED_THOUSAND), Extent::Full),
+    site("ct", Router::Tracked(MANY), Extent::Full),
     site("ct-1k", Router::Tracked(THOUSAND), Extent::Smoke),
     site(
         "natmig",
@@ -161,7 +169,12 @@ pub const SITES: &[SitePlan] = &[
 ];
 
 const fn site(key: &'static str, router: Router, from: Extent) -> SitePlan {
-    SitePlan { key, router, from }
+    SitePlan {
+        key,
+        router,
+        from,
+        queues: Queues::ByCpu,
+    }
 }
 
 const fn lane(
@@ -248,10 +261,12 @@ pub const LANES: &[LanePlan] = &[
     on_all_cpus(lane("kernel", "kernel ip_forward, no NAT", "kernel", Traffic::plain(Ipv4), Smoke)),
     lane("kernel6", "kernel ip_forward, IPv6, no NAT", "kernel", Traffic::plain(Ipv6), Full),
     on_all_cpus(lane("nft", "nftables stateless map, 1M", "nft", dense(Ipv4, MANY), Quick)),
+    lane("nft-by-flow", "nftables stateless map, 1M, queues by flow", "nft-by-flow", dense(Ipv4, MANY), Quick),
+    lane("nft6", "nftables stateless map, IPv6, 1M", "nft6", dense(Ipv6, MANY), Full),
     lane("nft-100k", "nftables stateless map, 100k", "nft-100k", dense(Ipv4, HUNDRED_THOUSAND), Full),
     lane("nft-1k", "nftables stateless map, 1k", "nft-1k", dense(Ipv4, THOUSAND), Smoke),
-    lane("ct", "nftables dnat with conntrack, 100k flows", "ct", dense(Ipv4, HUNDRED_THOUSAND), Full),
-    lane("ct-1k", "nftables dnat with conntrack, 1k flows", "ct-1k", dense(Ipv4, THOUSAND), Smoke),
+    lane("ct", "nftables dnat with conntrack, 1M, 100k flows", "ct", dense(Ipv4, HUNDRED_THOUSAND).spread(MANY), Full),
+    lane("ct-1k", "nftables dnat with conntrack, 1k, 1k flows", "ct-1k", dense(Ipv4, THOUSAND), Smoke),
 ];
 
 /// The lanes of an extent. A smoke run has its lanes of single sites with fewer flows.

@@ -38,6 +38,15 @@ fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// Which transmit queue takes what a router's kernel forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queues {
+    /// That of the CPU, as with what XDP programs send: most drivers of network cards set it so (XPS).
+    ByCpu,
+    /// One by a hash of the flow: what the kernel does for a veth by itself.
+    ByFlow,
+}
+
 /// A generator, a router and a sink.
 #[derive(Debug)]
 pub struct Site {
@@ -52,8 +61,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Builds it. Its router routes everything that traffic can carry.
-    pub fn build(run: &Run, lane: u32, has_router: bool) -> Result<Self> {
+    /// Builds it. Its router, if there is one, routes everything that traffic can carry.
+    pub fn build(run: &Run, lane: u32, has_router: bool, choice: Queues) -> Result<Self> {
         let name = |what: &str| format!("{}b{lane}{what}", run.prefix());
         let generator = Namespace::create(&name("g"))?;
         let sink = Namespace::create(&name("k"))?;
@@ -91,7 +100,9 @@ impl Site {
                 &pair("out", OUT + lane, 2, "k", far, 3, site.sink.name()),
             )?;
             configure(&router)?;
-            give_queues_to_cpus(&router, cpus)?;
+            if choice == Queues::ByCpu {
+                give_queues_to_cpus(&router, cpus)?;
+            }
             site.router = Some(router);
         } else {
             ip(
