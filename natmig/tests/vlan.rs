@@ -196,8 +196,9 @@ fn route_between_vlans(instance: &str) {
          [[interface]]\nname = \"fab0\"\nrole = \"fabric\"\n"
     );
     let config = RouterConfig::parse(Path::new("router.toml"), &text).unwrap();
-    let mut started = Router::start(&config, &StartOptions::default()).unwrap();
+    // Before the router, which has to be gone when the instance is removed.
     let _loaded = Loaded(instance.to_owned());
+    let mut started = Router::start(&config, &StartOptions::default()).unwrap();
     let bindings = tempfile::NamedTempFile::new().unwrap();
     let lines = "10.1.1.10 10.1.3.130 away home rack1 02:00:00:00:00:10\n\
                  10.1.1.11 10.1.4.131 away home rack1 02:00:00:00:00:11\n";
