@@ -1,8 +1,9 @@
 //! The guard: an nftables table that keeps locators inside the fabric whatever the programs do.
 //!
 //! What the kernel itself sends or forwards out of an access or external interface with an address
-//! of a locator pool is dropped and counted, ICMP errors that quote one too. It is in place before
-//! the first program is attached, and is replaced in one nftables transaction.
+//! of a locator pool is dropped and counted, ICMP errors that quote one too. So are the kernel's
+//! redirects: a host must not learn to send to a VM by itself, and IPv6 has no setting against them. It
+//! is in place before the first program is attached, and is replaced in one nftables transaction.
 //!
 //! A second table mends what a veth gets wrong: it notes that a frame is for another host before the
 //! program gets it, and does not look again when the program has made it the router's own.
@@ -131,7 +132,7 @@ fn leaving(
             .map(|(name, _)| format!("\"{name}\""))
             .collect::<Vec<_>>()
             .join(", ");
-        writeln!(text, "    oifname {{ {names} }} {redirect} drop").unwrap_or_default();
+        writeln!(text, "    oifname {{ {names} }} {redirect} counter drop").unwrap_or_default();
         for pool in pools {
             let (pool_family, mask, value) = match pool {
                 IpNet::V4(pool) => (
@@ -258,8 +259,8 @@ mod tests {
         );
         for rule in [
             "oifname { \"acc0\" } @nh,96,32 & 0xffffff80 == 0x0a010180 counter name source drop",
-            "oifname { \"acc0\" } icmp type redirect drop",
-            "oifname { \"acc0\" } icmpv6 type nd-redirect drop",
+            "oifname { \"acc0\" } icmp type redirect counter drop",
+            "oifname { \"acc0\" } icmpv6 type nd-redirect counter drop",
             "oifname { \"acc0\" } @nh,64,128 & 0xffffffffffffffffffff000000000000 == \
              0x20010db800010000000f000000000000 counter name source_ipv6 drop",
         ] {

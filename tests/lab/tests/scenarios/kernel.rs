@@ -79,6 +79,27 @@ fn kernels_give_a_visitor_up_when_its_departure_is_prepared() {
     });
 }
 
+/// The router sends a packet back to the segment that it came from, and tells the sender of a shorter way.
+/// A host that believed that would go on sending there when the VM has moved.
+#[test]
+fn hosts_are_not_told_of_shorter_ways() {
+    scenario(three_tier(), |lab| {
+        let web1 = "2001:db8:1::11";
+        let add = ["-6", "route", "add", web1, "via", "fe80::1", "dev", "eth0"];
+        run(lab, "host1", "ip", &add)?;
+        ping(lab, "host1", web1)?;
+        let rules = run(lab, "edge1", "nft", &["list", "ruleset"])?;
+        let redirects = rules
+            .lines()
+            .find_map(|line| line.split_once("nd-redirect counter packets "))
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+        ensure!(redirects.is_some_and(|redirects| redirects > 0), "{rules}");
+        let route = run(lab, "host1", "ip", &["-6", "route", "get", web1])?;
+        ensure!(route.contains("via fe80::1 "), "{route}");
+        Ok(())
+    });
+}
+
 /// Addresses of an endpoint, IPv4 first.
 fn addresses(lab: &Lab, name: &str) -> Vec<String> {
     let endpoint = lab.network.topology().endpoint(name);
