@@ -144,10 +144,11 @@ pub async fn run<T: Tables>(
 /// Has the tables' thread read the interfaces again whenever they change.
 async fn refresh(links: Links, work: mpsc::Sender<Work>) -> AgentError {
     loop {
-        if let Err(error) = links.changed().await {
-            return AgentError::System(error);
-        }
-        if work.send(Work::Refresh).await.is_err() {
+        let changed = match links.changed().await {
+            Ok(changed) => changed,
+            Err(error) => return AgentError::System(error),
+        };
+        if work.send(Work::Refresh(changed)).await.is_err() {
             return AgentError::Tables;
         }
     }

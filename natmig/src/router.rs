@@ -536,7 +536,7 @@ impl Router {
             let ours = attached.interface.flags & FLAG_PROMISCUOUS != 0;
             let needed = self.kernel.needs_promiscuity(*ifindex);
             // What the operator switched on stays on.
-            if needed == ours || (needed && kernel::is_promiscuous(&attached.link)) {
+            if needed == ours || (needed && attached.link.is_promiscuous()) {
                 continue;
             }
             attached.interface.flags ^= FLAG_PROMISCUOUS;
@@ -546,6 +546,8 @@ impl Router {
                 .update(ifindex, &attached.interface)
                 .map_err(RouterError::system("note promiscuous mode"))?;
             self.kernel.set_promiscuous(*ifindex, needed)?;
+            // Else it would be taken for the operator's.
+            attached.link.set_promiscuous(needed);
         }
         Ok(())
     }

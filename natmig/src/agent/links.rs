@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkFlags};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
@@ -18,6 +20,36 @@ const GROUPS: u32 =
 
 /// Changes come in bursts; they are answered once, this long after the first.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// What has changed. Natmig itself switches promiscuous mode as visitors come and go, and reading all
+/// again for that would hold up the commits of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Changed {
+    /// Nothing but promiscuous mode of links.
+    Promiscuity,
+    /// Something else, or it is not known what.
+    Anything,
+}
+
+impl Changed {
+    /// What netlink's messages tell of.
+    fn of(messages: &[u8]) -> Self {
+        let mut rest = messages;
+        while !rest.is_empty() {
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
+                return Self::Anything;
+            };
+            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                    if link.header.change_mask == LinkFlags::Promisc => {}
+                _ => return Self::Anything,
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Self::Promiscuity
+    }
+}
 
 /// A subscription to changes in this network namespace.
 #[derive(Debug)]
@@ -41,28 +73,68 @@ impl Links {
     }
 
     /// Returns after something changed.
-    pub(super) async fn changed(&self) -> io::Result<()> {
+    pub(super) async fn changed(&self) -> io::Result<Changed> {
         self.socket.readable().await?.retain_ready();
         tokio::time::sleep(SETTLE).await;
+        let mut changed = Changed::Promiscuity;
         loop {
             let mut guard = self.socket.readable().await?;
-            match guard.try_io(|socket| drain(socket.get_ref())) {
-                Ok(drained) => drained?,
+            match guard.try_io(|socket| take(socket.get_ref())) {
+                Ok(taken) => changed = changed.max(taken?),
                 // Nothing is left to read.
-                Err(_would_block) => return Ok(()),
+                Err(_would_block) => return Ok(changed),
             }
         }
     }
 }
 
-/// Takes messages without looking at them: whatever changed, all is read again.
-fn drain(socket: &OwnedFd) -> io::Result<()> {
+/// Takes messages: what changed.
+fn take(socket: &OwnedFd) -> io::Result<Changed> {
     let mut buffer = [0; 8192];
     match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(io::Error::from) {
-        Ok(_) => Ok(()),
+        Ok(length) => Ok(buffer.get(..length).map_or(Changed::Anything, Changed::of)),
         // Some messages were lost, which says that there were changes.
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Changed::Anything),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Changed::Promiscuity),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NetlinkHeader;
+    use netlink_packet_route::link::LinkMessage;
+
+    use super::*;
+
+    /// What netlink says when these flags of a link have changed.
+    fn message(changed: LinkFlags) -> Vec<u8> {
+        let mut link = LinkMessage::default();
+        link.header.change_mask = changed;
+        let payload = RouteNetlinkMessage::NewLink(link).into();
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn promiscuous_mode_is_told_from_everything_else() {
+        let promiscuous = message(LinkFlags::Promisc);
+        let both = [promiscuous.clone(), promiscuous.clone()].concat();
+        assert_eq!(Changed::of(&promiscuous), Changed::Promiscuity);
+        assert_eq!(Changed::of(&both), Changed::Promiscuity);
+        for other in [
+            message(LinkFlags::empty()),
+            message(LinkFlags::Up),
+            message(LinkFlags::Promisc | LinkFlags::Up),
+            vec![1, 2, 3],
+            promiscuous[..promiscuous.len() - 4].to_vec(),
+        ] {
+            assert_eq!(Changed::of(&other), Changed::Anything, "{other:?}");
+            let behind = [promiscuous.clone(), other].concat();
+            assert_eq!(Changed::of(&behind), Changed::Anything, "{behind:?}");
+        }
     }
 }

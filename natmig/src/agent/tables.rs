@@ -71,6 +71,9 @@ pub trait Tables: Send + 'static {
     fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         Ok(())
     }
+    fn refresh_promiscuity(&mut self) -> Result<(), RouterError> {
+        Ok(())
+    }
     fn keep_next_hops(&mut self, _set_routes: SetRoutes) -> Result<(), RouterError> {
         Ok(())
     }
@@ -161,6 +164,10 @@ impl Tables for Router {
 
     fn refresh_interfaces(&mut self) -> Result<(), RouterError> {
         self.refresh_interfaces()
+    }
+
+    fn refresh_promiscuity(&mut self) -> Result<(), RouterError> {
+        self.refresh_promiscuity()
     }
 
     fn keep_next_hops(&mut self, set_routes: SetRoutes) -> Result<(), RouterError> {

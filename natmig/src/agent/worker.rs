@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     announcer::Announcer,
     execute::{self, TableReport, carry_out},
+    links::Changed,
     tables::Tables,
     term::TermFile,
 };
@@ -36,7 +37,7 @@ pub(super) enum Work {
     /// Say what the tables hold.
     Report(oneshot::Sender<TableReport>),
     /// The kernel's interfaces or addresses changed: read them again.
-    Refresh,
+    Refresh(Changed),
     /// Set routes of prefixes, and say so.
     Routes {
         routes: Vec<PrefixRoute>,
@@ -125,8 +126,12 @@ impl<T: Tables> State<T> {
                     tracing::debug!("the session ended before its report was made");
                 }
             }
-            Work::Refresh => {
-                if let Err(error) = self.tables.refresh_interfaces() {
+            Work::Refresh(changed) => {
+                let refreshed = match changed {
+                    Changed::Promiscuity => self.tables.refresh_promiscuity(),
+                    Changed::Anything => self.tables.refresh_interfaces(),
+                };
+                if let Err(error) = refreshed {
                     tracing::warn!(%error, "cannot read the interfaces again");
                 }
                 self.announcer.announce(self.tables.take_announcements());

@@ -49,6 +49,18 @@ impl Router {
         attached
     }
 
+    /// Takes up that promiscuous mode of links was switched, and nothing else of them: by this router, or
+    /// by an operator, whose it stays.
+    pub fn refresh_promiscuity(&mut self) -> Result<(), RouterError> {
+        let links = self.kernel.socket.links();
+        for link in links.map_err(RouterError::system("list interfaces"))? {
+            if let Some(attached) = self.interfaces.get_mut(&link.ifindex) {
+                attached.link.flags = link.flags;
+            }
+        }
+        self.follow_promiscuity()
+    }
+
     /// Runs the program on the interfaces of a router that waited for its table; whether it did.
     pub fn attach(&mut self) -> Result<bool, RouterError> {
         if !std::mem::take(&mut self.waits) {

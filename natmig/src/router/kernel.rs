@@ -17,7 +17,7 @@ use super::{
     address_map::{AddressMap, AddressSet},
     instance::Instance,
     interfaces::Attached,
-    netlink::{Change, Link, Socket},
+    netlink::{Change, Socket},
     tables::Bound,
     version::Decoded,
 };
@@ -453,11 +453,6 @@ pub(super) fn remove(
         socket.remove_link(port.near).map_err(doing())?;
     }
     Ok(())
-}
-
-/// Whether somebody switched promiscuous mode of an interface on.
-pub(super) fn is_promiscuous(link: &Link) -> bool {
-    link.flags & libc::IFF_PROMISC.cast_unsigned() != 0
 }
 
 /// The MAC address of both ends of a port: locally administered, the same at every start.

@@ -104,6 +104,21 @@ impl From<LinkMessage> for Link {
 }
 
 impl Link {
+    const PROMISCUOUS: u32 = libc::IFF_PROMISC.cast_unsigned();
+
+    /// Whether somebody has switched promiscuous mode on.
+    pub(in crate::router) fn is_promiscuous(&self) -> bool {
+        self.flags & Self::PROMISCUOUS != 0
+    }
+
+    /// Takes note that it is switched.
+    pub(in crate::router) fn set_promiscuous(&mut self, on: bool) {
+        self.flags &= !Self::PROMISCUOUS;
+        if on {
+            self.flags |= Self::PROMISCUOUS;
+        }
+    }
+
     fn set_kind(&mut self, details: Vec<LinkInfo>) {
         for detail in details {
             if let LinkInfo::Kind(kind) = detail {
