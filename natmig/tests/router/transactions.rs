@@ -168,6 +168,32 @@ fn an_abort_leaves_no_trace() {
 }
 
 #[test]
+fn promiscuous_mode_is_switched_for_guests_and_an_operators_stays_on() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        let promiscuous = || run("ip link show acc0").contains("PROMISC");
+        let come_and_go = |router: &mut Router, stays: bool| {
+            for _ in 0..2 {
+                router.replace(&before()).unwrap();
+                assert!(promiscuous());
+                router.refresh_promiscuity().unwrap();
+                assert!(promiscuous());
+                // Nothing is told of this before guests come again.
+                router.replace(&BTreeMap::new()).unwrap();
+                assert_eq!(promiscuous(), stays);
+            }
+        };
+        come_and_go(&mut router, false);
+        run("ip link set acc0 promisc on");
+        router.refresh_promiscuity().unwrap();
+        come_and_go(&mut router, true);
+        run("ip link set acc0 promisc off");
+        router.refresh_promiscuity().unwrap();
+        come_and_go(&mut router, false);
+    });
+}
+
+#[test]
 fn the_kernels_routes_follow_the_transaction() {
     in_place(|place| {
         let Started { mut router, .. } = place.start();
