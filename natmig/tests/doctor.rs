@@ -9,31 +9,18 @@
     reason = "a test that unwraps says what failed by where it panics"
 )]
 
-use std::{env, path::Path, process::Command, thread};
+#[path = "support/able.rs"]
+mod able;
 
+use std::{path::Path, process::Command, thread};
+
+use able::able;
 use natmig::{
     config::RouterConfig,
     doctor::{Request, Severity, Subject, examine, gather},
     router::{Router, StartOptions},
 };
 use nix::sched::{CloneFlags, unshare};
-
-/// Whether the machine can run this test; says it loudly if not.
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "root"
-    } else if !natmig::router::has_program() {
-        "a build with the eBPF program (cargo xtask build)"
-    } else {
-        return true;
-    };
-    assert!(
-        env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
-        "NATMIG_REQUIRE_ROOT=1, and this test needs {missing}"
-    );
-    eprintln!("SKIPPED: this test needs {missing}");
-    false
-}
 
 fn shell(command: &str) {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();

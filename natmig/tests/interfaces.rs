@@ -9,9 +9,11 @@
     reason = "a test that unwraps says what failed by where it panics"
 )]
 
+#[path = "support/able.rs"]
+mod able;
+
 use std::{
     collections::BTreeMap,
-    env,
     net::IpAddr,
     path::Path,
     process::Command,
@@ -19,28 +21,13 @@ use std::{
     thread,
 };
 
+use able::able;
 use natmig::{
     config::RouterConfig,
     router::{Router, StartOptions, unload},
     rule::{Attachment, MacAddress, Rule},
 };
 use nix::sched::{CloneFlags, unshare};
-
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "root"
-    } else if !natmig::router::has_program() {
-        "a build with the eBPF program (cargo xtask build)"
-    } else {
-        return true;
-    };
-    assert!(
-        env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
-        "NATMIG_REQUIRE_ROOT=1, and this test needs {missing}"
-    );
-    eprintln!("SKIPPED: this test needs {missing}");
-    false
-}
 
 fn run(command: &str) -> String {
     let mut words = command.split(' ');

@@ -8,13 +8,14 @@
     reason = "a test that unwraps says what failed by where it panics"
 )]
 
+#[path = "support/able.rs"]
+mod able;
 #[path = "support/pinned.rs"]
 mod pinned;
 mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
     io::{BufRead as _, BufReader},
     net::IpAddr,
     path::Path,
@@ -24,6 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use able::able;
 use etherparse::{
     Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader,
     icmpv6::DestUnreachableCode,
@@ -43,23 +45,6 @@ use nix::{
 };
 use pinned::Pinned;
 use support::{Client, Fabric, TOPOLOGY, reach, start, start_request, vms};
-
-/// Whether the machine can run this test; says it loudly if not.
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "root"
-    } else if !natmig::router::has_program() {
-        "a build with the eBPF program (cargo xtask build)"
-    } else {
-        return true;
-    };
-    assert!(
-        env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
-        "NATMIG_REQUIRE_ROOT=1, and this test needs {missing}"
-    );
-    eprintln!("SKIPPED: this test needs {missing}");
-    false
-}
 
 fn shell(command: &str) {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();

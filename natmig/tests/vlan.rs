@@ -11,8 +11,11 @@
     reason = "a test that unwraps says what failed by where it panics"
 )]
 
+#[path = "support/able.rs"]
+mod able;
+
 use std::{
-    env, fs,
+    fs,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
     process::Command,
@@ -20,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use able::able;
 use etherparse::PacketBuilder;
 use natmig::{
     config::RouterConfig,
@@ -27,23 +31,6 @@ use natmig::{
 };
 use natmig_common::{Counter, TraceEvent, TraceFilter};
 use nix::sched::{CloneFlags, unshare};
-
-/// Whether the machine can run this test; says it loudly if not.
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "root"
-    } else if !natmig::router::has_program() {
-        "a build with the eBPF program (cargo xtask build)"
-    } else {
-        return true;
-    };
-    assert!(
-        env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
-        "NATMIG_REQUIRE_ROOT=1, and this test needs {missing}"
-    );
-    eprintln!("SKIPPED: this test needs {missing}");
-    false
-}
 
 fn shell(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();

@@ -9,6 +9,9 @@
     reason = "a test that unwraps says what failed by where it panics"
 )]
 
+#[path = "../support/able.rs"]
+mod able;
+
 mod announcements;
 mod blocks;
 mod files;
@@ -32,6 +35,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use able::able;
 use natmig::{
     config::RouterConfig,
     metrics::{Metrics as _, RouterMetrics},
@@ -43,23 +47,6 @@ use natmig::{
 };
 use natmig_common::{PackedTraffic, SlotState, SmallTraffic, binding_counter};
 use nix::sched::{CloneFlags, unshare};
-
-/// Whether the machine can run these tests; says it loudly if not.
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "root"
-    } else if !natmig::router::has_program() {
-        "a build with the eBPF program (cargo xtask build)"
-    } else {
-        return true;
-    };
-    assert!(
-        env::var_os("NATMIG_REQUIRE_ROOT").is_none_or(|value| value != "1"),
-        "NATMIG_REQUIRE_ROOT=1, and this test needs {missing}"
-    );
-    eprintln!("SKIPPED: this test needs {missing}");
-    false
-}
 
 /// A network namespace with an access and a fabric interface, and an instance's name.
 struct Place {
