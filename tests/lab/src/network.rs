@@ -31,6 +31,9 @@ const MANAGEMENT_NET: [u8; 3] = [198, 18, 0];
 /// For how long neighbours are trusted, in milliseconds: longer than any run.
 const NEIGHBOR_TRUST: &str = "1000000000";
 
+/// Time after which an endpoint would ask whether an announced neighbour is there, in seconds.
+const ANNOUNCEMENT_TRUST: &str = "3600";
+
 /// A network of namespaces.
 #[derive(Debug)]
 pub struct Network {
@@ -507,18 +510,24 @@ impl Network {
 
     /// Lets nobody doubt whether his neighbours are still there. A guest that is paused for seconds
     /// asks for nobody meanwhile, but one that is unplugged here goes on: when its neighbours' entries
-    /// have failed, it asks again only once a second, and so do they.
+    /// have failed, it asks again only once a second, and so do they, and what they would send until
+    /// then they drop in the end. So endpoints do not doubt what an announcement told them either: a
+    /// wrong entry stays, and is noticed.
     pub fn trust_neighbors(&self) -> Result<()> {
         for (node, interface) in self.pairs().into_iter().flatten() {
-            let settings = ["ipv4", "ipv6"]
-                .map(|family| format!("net.{family}.neigh.{interface}.base_reachable_time_ms"));
-            let namespace = self.node(&node)?;
+            let mut settings = Vec::new();
             if self.topology.endpoint(&node).is_some() || self.topology.router(&node).is_some() {
-                let settings: Vec<_> = settings
-                    .iter()
-                    .map(|name| (name.as_str(), NEIGHBOR_TRUST))
-                    .collect();
-                namespace.sysctl(&settings)?;
+                settings.push(("base_reachable_time_ms", NEIGHBOR_TRUST));
+            }
+            if self.topology.endpoint(&node).is_some() {
+                settings.push(("delay_first_probe_time", ANNOUNCEMENT_TRUST));
+            }
+            let namespace = self.node(&node)?;
+            for (setting, value) in settings {
+                for family in ["ipv4", "ipv6"] {
+                    let name = format!("net.{family}.neigh.{interface}.{setting}");
+                    namespace.sysctl(&[(&name, value)])?;
+                }
             }
         }
         Ok(())
