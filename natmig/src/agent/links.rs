@@ -40,10 +40,13 @@ impl Changed {
                 return Self::Anything;
             };
             let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            match message.payload {
+            let is_promiscuity = matches!(
+                message.payload,
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
-                    if link.header.change_mask == LinkFlags::Promisc => {}
-                _ => return Self::Anything,
+                    if link.header.change_mask == LinkFlags::Promisc
+            );
+            if !is_promiscuity {
+                return Self::Anything;
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }

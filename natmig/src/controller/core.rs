@@ -545,13 +545,14 @@ impl Core {
             if let Todo::Act(Action::Store(ops)) = &next {
                 pending.add(ops);
             }
-            match next {
-                Todo::Act(action)
-                    if commit_of(&action).is_some_and(|id| !pending.concerns_commit(id)) =>
-                {
+            if let Todo::Act(action) = next {
+                if commit_of(&action).is_some_and(|id| !pending.concerns_commit(id)) {
                     self.act(action)?;
+                } else {
+                    self.todo.push_back(Todo::Act(action));
                 }
-                next => self.todo.push_back(next),
+            } else {
+                self.todo.push_back(next);
             }
         }
         Ok(())
@@ -657,12 +658,12 @@ impl Core {
 
 /// The migration that an action tells a router to commit.
 fn commit_of(action: &Action) -> Option<TransactionId> {
-    match action {
-        Action::Send { command, .. } => match command.reference() {
-            CommandRef::Commit(id) => Some(id),
-            _ => None,
-        },
-        _ => None,
+    if let Action::Send { command, .. } = action
+        && let CommandRef::Commit(id) = command.reference()
+    {
+        Some(id)
+    } else {
+        None
     }
 }
 

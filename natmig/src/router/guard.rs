@@ -30,8 +30,8 @@ pub struct GuardCounter {
     pub bytes: u64,
 }
 
-/// Fields of a packet in which a locator must not leave the fabric, of one family.
-struct Fields {
+/// What must not leave, of one family: locators in these fields of a packet, and redirects.
+struct Leaving {
     /// The nftables family.
     family: &'static str,
     /// The nftables expression of a redirect (RFC 792; RFC 4861, section 4.5).
@@ -42,7 +42,7 @@ struct Fields {
 
 /// Quoted addresses are behind the 8 bytes of the ICMP header, 12 and 16 bytes into the quoted IPv4
 /// header (RFC 792).
-const IPV4: Fields = Fields {
+const IPV4: Leaving = Leaving {
     family: "ip",
     redirect: "icmp type redirect",
     fields: [
@@ -58,7 +58,7 @@ const IPV4: Fields = Fields {
 
 /// Quoted addresses are behind the 8 bytes of the `ICMPv6` header, 8 and 24 bytes into the quoted
 /// IPv6 header (RFC 4443).
-const IPV6: Fields = Fields {
+const IPV6: Leaving = Leaving {
     family: "ip6",
     redirect: "icmpv6 type nd-redirect",
     fields: [
@@ -82,8 +82,8 @@ const FAMILIES: [&str; 3] = ["ip", "ip6", "netdev"];
 fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[IpNet]) -> String {
     let table = instance.guard_table();
     let mut text = String::new();
-    for fields in [IPV4, IPV6] {
-        leaving(&mut text, &table, &fields, boundary, pools);
+    for what in [IPV4, IPV6] {
+        leaving(&mut text, &table, &what, boundary, pools);
     }
     writeln!(
         text,
@@ -106,15 +106,15 @@ fn rules(instance: &Instance, boundary: &[(String, [u8; 6])], pools: &[IpNet]) -
 fn leaving(
     text: &mut String,
     table: &str,
-    fields: &Fields,
+    what: &Leaving,
     boundary: &[(String, [u8; 6])],
     pools: &[IpNet],
 ) {
-    let Fields {
+    let Leaving {
         family,
         redirect,
         fields,
-    } = fields;
+    } = what;
     writeln!(
         text,
         "table {family} {table} {{}}\ndelete table {family} {table}\ntable {family} {table} {{"
@@ -204,7 +204,7 @@ pub(super) fn missing(instance: &Instance) -> Result<Vec<&'static str>, RouterEr
 pub(super) fn counters(instance: &Instance) -> Result<Vec<GuardCounter>, RouterError> {
     let table = instance.guard_table();
     let mut objects = Vec::new();
-    for Fields { family, .. } in [IPV4, IPV6] {
+    for Leaving { family, .. } in [IPV4, IPV6] {
         let text = nft(&["-j", "list", "counters", "table", family, &table], "")?;
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| RouterError::Nft(error.to_string()))?;
