@@ -3,6 +3,7 @@
 mod command;
 mod fuzz;
 mod kernel;
+mod miri;
 mod object;
 mod packages;
 mod rustup;
@@ -75,6 +76,10 @@ enum Task {
     /// the kernel, router and lab scenarios.
     #[command(visible_alias = "ci")]
     Test(test::Arguments),
+    /// Runs the packet core's tests on an interpreted big-endian machine, under Miri.
+    ///
+    /// Example: `cargo xtask miri --cases 64`
+    Miri(miri::Arguments),
     /// Fuzzes the packet logic against the oracle.
     ///
     /// Example: `cargo xtask fuzz --minutes 30`
@@ -149,6 +154,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Privileged::find()?.run_to_exit(&bench, &arguments, &variables)
         }
         Task::Test(arguments) => test::run(&arguments),
+        Task::Miri(arguments) => miri::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Model { arguments } => {
             let mut model = cargo();

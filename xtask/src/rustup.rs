@@ -8,11 +8,15 @@ use crate::command::{check, output, step};
 pub(crate) struct Toolchain(String);
 
 impl Toolchain {
+    /// The toolchain of this name, whether it is installed or not.
+    pub(crate) fn named(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
     /// The one that runs this program; `None` if rustup does not.
     pub(crate) fn current() -> Option<Self> {
         let text = output(Command::new("rustup").args(["show", "active-toolchain"]))?;
-        let name = text.split_whitespace().next()?;
-        Some(Self(name.to_owned()))
+        text.split_whitespace().next().map(Self::named)
     }
 
     /// A program of it, without what a cargo around this program has set.
@@ -53,5 +57,16 @@ impl Toolchain {
         let mut command = Command::new("rustup");
         command.args(["component", "add", "--toolchain", &self.0]);
         check(command.args(components).stdout(std::io::stderr())).is_ok()
+    }
+
+    /// Installs it with no more than these components; an error says what failed.
+    pub(crate) fn install(&self, components: &[&str]) -> anyhow::Result<()> {
+        step(&format!("installing rustup's {}", self.0));
+        let mut command = Command::new("rustup");
+        command.args(["toolchain", "install", &self.0, "--profile", "minimal"]);
+        for component in components {
+            command.args(["--component", component]);
+        }
+        check(command.stdout(std::io::stderr()))
     }
 }
