@@ -169,19 +169,19 @@ impl ModelRouter {
                         HeldState::Prepared,
                         "transaction {id} is folded before its commit"
                     );
-                    for entry in self.entries.values_mut() {
+                    self.entries.retain(|_, entry| {
                         if entry.early == Some(id) {
                             entry.early = None;
                         }
-                        if entry
-                            .pending
-                            .as_ref()
-                            .is_some_and(|(other, _)| *other == id)
-                            && let Some((_, rule)) = entry.pending.take()
-                        {
-                            entry.current = rule;
+                        match entry.pending.take_if(|(other, _)| *other == id) {
+                            // What is not known any more has no entry from now on.
+                            Some((_, rule)) => {
+                                entry.current = rule;
+                                entry.current != Rule::Absent
+                            }
+                            None => true,
                         }
-                    }
+                    });
                 }
                 Reply::Folded(id)
             }

@@ -315,6 +315,29 @@ fn a_retirement_spares_a_vm_that_moves_again() {
 }
 
 #[test]
+fn a_fold_leaves_no_entry_of_what_is_not_known_any_more() {
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        router.replace(&before()).unwrap();
+        let entries = || {
+            let reader = Reader::open(&place.instance).unwrap();
+            let entries: Vec<_> = reader.entries().map(|entry| entry.address).collect();
+            entries
+        };
+        let forget = Changes {
+            early: Vec::new(),
+            pending: vec![change(IDENTITY, Rule::Absent)],
+        };
+        router.prepare(MOVE, &forget).unwrap();
+        router.commit(MOVE).unwrap();
+        assert!(entries().contains(&IDENTITY));
+        router.fold(MOVE).unwrap();
+        assert!(!entries().contains(&IDENTITY));
+        assert!(entries().contains(&OLD_LOCATOR));
+    });
+}
+
+#[test]
 fn a_table_is_replaced_around_what_a_transaction_holds() {
     in_place(|place| {
         let Started { mut router, .. } = place.start();
