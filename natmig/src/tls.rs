@@ -12,7 +12,8 @@ use std::{io, path::PathBuf};
 
 pub(crate) use accept::accept;
 pub use credentials::{CredentialFiles, Credentials};
-pub(crate) use credentials::{certificates, private_key};
+pub(crate) use credentials::{authorities, certificates, private_key, provider};
+pub(crate) use dial::shake_hands;
 pub use dial::{DEFAULT_PORT, DialError, dial};
 
 use crate::pki::PkiError;

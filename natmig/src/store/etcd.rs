@@ -25,6 +25,7 @@ mod election;
 mod layout;
 mod lease;
 mod request;
+mod tls;
 
 use std::{
     collections::BTreeMap,

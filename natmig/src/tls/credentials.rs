@@ -219,13 +219,7 @@ fn read(files: &CredentialFiles) -> Result<Loaded, TlsError> {
         path: path.to_owned(),
         problem,
     };
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&files.ca)? {
-        roots
-            .add(authority)
-            .map_err(|error| content(&files.ca, format!("cannot be trusted: {error}")))?;
-    }
-    let roots = Arc::new(roots);
+    let roots = Arc::new(authorities(&files.ca)?);
     let chain = certificates(&files.certificate)?;
     let key = private_key(&files.key)?;
     let certificate = Certificate::read(&files.certificate)?;
@@ -267,7 +261,8 @@ fn read(files: &CredentialFiles) -> Result<Loaded, TlsError> {
     })
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// What computes.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -276,6 +271,18 @@ fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// The authorities of a PEM file, which holds one at least.
+pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| TlsError::Content {
+            path: path.to_owned(),
+            problem: format!("cannot be trusted: {error}"),
+        })?;
+    }
+    Ok(roots)
 }
 
 /// The certificates of a PEM file, which holds one at least.

@@ -1,10 +1,13 @@
 //! How agents and commands reach a controller: through TLS, through a Unix socket of this machine,
 //! or in the clear where the controller is told to allow that.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, ServerName},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::TcpStream,
@@ -64,10 +67,10 @@ pub async fn dial(
         .initial_connection_window_size(WINDOW);
     let channel = if encrypted {
         let credentials = credentials.ok_or_else(|| DialError::NoCredentials(url.to_owned()))?;
-        let connector = TlsConnector::from(credentials.client());
+        let config = credentials.client();
         let connect = tower::service_fn(move |uri: Uri| {
-            let connector = connector.clone();
-            async move { connect(&uri, &connector).await.map(TokioIo::new) }
+            let config = Arc::clone(&config);
+            async move { connect(&uri, config).await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connect).await
     } else {
@@ -96,18 +99,9 @@ pub async fn dial(
 /// certificate.
 async fn connect(
     uri: &Uri,
-    connector: &TlsConnector,
-) -> Result<BufReader<TlsStream<TcpStream>>, io::Error> {
-    let host = uri.host().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| io::Error::other(format!("`{host}` is neither a name nor an address")))?;
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(DEFAULT_PORT))).await?;
-    stream.set_nodelay(true)?;
-    let stream = connector
-        .connect(name, stream)
-        .await
-        .map_err(|error| io::Error::other(explain(&error)))?;
+    config: Arc<ClientConfig>,
+) -> io::Result<BufReader<TlsStream<TcpStream>>> {
+    let stream = shake_hands(uri, DEFAULT_PORT, config).await?;
     check_role(&stream).map_err(io::Error::other)?;
     let mut stream = BufReader::new(stream);
     // In TLS 1.3 this side is done before the other one has judged its certificate. A server of
@@ -120,6 +114,25 @@ async fn connect(
         return Err(io::Error::other("it closed the connection at once"));
     }
     Ok(stream)
+}
+
+/// Connects, and makes sure that the other side is what it is called; on this port if the URL names
+/// none.
+pub(crate) async fn shake_hands(
+    uri: &Uri,
+    port: u16,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| io::Error::other(format!("`{host}` is neither a name nor an address")))?;
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(port))).await?;
+    stream.set_nodelay(true)?;
+    TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|error| io::Error::other(explain(&error)))
 }
 
 /// An error unless the other side is a controller.

@@ -11,7 +11,7 @@ use std::{
 use natmig::{
     coordinator::StoreOp,
     pki::{Authority, Existing, Request, Role},
-    store::{EtcdConfig, Store as _},
+    store::{Candidate, EtcdConfig, Store as _},
     tls::CredentialFiles,
 };
 
@@ -46,6 +46,23 @@ fn with(config: EtcdConfig, files: &CredentialFiles) -> EtcdConfig {
         key: Some(files.key.clone()),
         ..config
     }
+}
+
+/// etcd that shows the certificate of a controller, and asks for one of the same authority.
+fn server_with_certificates(directory: &Path) -> Option<Server> {
+    let member = issue(directory, "controller", &[crate::server::address()]);
+    let path = |path: &Path| path.display().to_string();
+    let arguments = [
+        ("--cert-file", path(&member.certificate)),
+        ("--key-file", path(&member.key)),
+        ("--trusted-ca-file", path(&member.ca)),
+    ];
+    let arguments = arguments
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .chain(["--client-cert-auth".to_owned()])
+        .collect();
+    Etcd::start_with(1, "https", arguments).map(Server::of)
 }
 
 fn works(server: &Server, config: &EtcdConfig) {
@@ -107,23 +124,9 @@ fn files_for_etcd_are_looked_at_before_it_is_asked() {
 #[test]
 fn etcd_and_natmig_show_each_other_certificates() {
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let address = crate::server::address();
-    let member = issue(own.path(), "controller", &[address]);
-    let path = |path: &Path| path.display().to_string();
-    let arguments = [
-        ("--cert-file", path(&member.certificate)),
-        ("--key-file", path(&member.key)),
-        ("--trusted-ca-file", path(&member.ca)),
-    ];
-    let arguments = arguments
-        .into_iter()
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .chain(["--client-cert-auth".to_owned()])
-        .collect();
-    let Some(etcd) = Etcd::start_with(1, "https", arguments) else {
+    let Some(server) = server_with_certificates(own.path()) else {
         return;
     };
-    let server = Server::of(etcd);
     let files = issue(own.path(), "operator", &[]);
     let known = with(server.config(), &files);
     works(&server, &known);
@@ -166,6 +169,40 @@ fn etcd_and_natmig_show_each_other_certificates() {
         assert!(!error.contains("(transport error)"), "{who}: {error}");
         assert!(error.contains("`ca`, `certificate` and `key`"), "{error}");
     }
+}
+
+/// All certificates, and the authority itself, are others from one moment to the next.
+#[test]
+fn changed_certificates_are_used_without_a_restart() {
+    let (shown, next) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(mut server) = server_with_certificates(shown.path()) else {
+        return;
+    };
+    let files = issue(shown.path(), "operator", &[]);
+    let config = with(server.config(), &files);
+    let candidate = async { Candidate::new(&config, "test", "http://127.0.0.1:7400") };
+    let candidate = server.runtime.block_on(candidate).unwrap();
+    let lead = |server: &Server| {
+        let lead = candidate.lead(None);
+        let lead = async { tokio::time::timeout(Duration::from_secs(20), lead).await };
+        let store = server.runtime.block_on(lead).map(Result::unwrap);
+        store.map(|store| server.resign(&store.lease()))
+    };
+    lead(&server).unwrap();
+
+    server.etcd.kill(0);
+    issue(next.path(), "controller", &[crate::server::address()]);
+    issue(next.path(), "operator", &[]);
+    for name in ["ca.pem", "controller.pem", "controller.key", "operator.pem"] {
+        fs::copy(next.path().join(name), shown.path().join(name)).unwrap();
+    }
+    server.etcd.restart(0);
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("operator.key: cannot be used"), "{error}");
+    let error = server.lead_unless_led(&config).unwrap_err().to_string();
+    assert!(error.contains("operator.key: cannot be used"), "{error}");
+    fs::copy(next.path().join("operator.key"), &files.key).unwrap();
+    lead(&server).unwrap();
 }
 
 /// Asks etcd's gateway, as its own command line would.

@@ -15,8 +15,10 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
 use tonic::{
     Code, Request, Status,
+    codegen::http::Uri,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
@@ -69,7 +71,8 @@ struct Inner {
     place: String,
     members: Vec<Channel>,
     current: AtomicUsize,
-    credentials: Option<Credentials>,
+    /// Where user and password are.
+    config: EtcdConfig,
     token: Mutex<Option<Token>>,
     /// How long one request may take.
     timeout: Duration,
@@ -111,29 +114,35 @@ impl Client {
     /// be called on a runtime.
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, EtcdError> {
         config.check()?;
-        let tls = config.tls()?;
+        let tls = config.tls()?.map(Arc::new);
         let timeout = (config.lease / 3).min(Duration::from_secs(2));
         let members = config.endpoints.iter().map(|url| {
             let invalid = |error: tonic::transport::Error| EtcdError::Endpoint {
                 endpoint: url.clone(),
                 problem: with_causes(&error),
             };
-            let mut endpoint = Endpoint::from_shared(url.clone())
+            // To tonic the connector's TLS is a transport like any other.
+            let plain = url.replacen("https://", "http://", 1);
+            let endpoint = Endpoint::from_shared(plain)
                 .map_err(invalid)?
                 .connect_timeout(CONNECT_TIMEOUT.min(timeout))
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(KEEP_ALIVE)
                 .keep_alive_timeout(timeout);
-            if let Some(tls) = &tls {
-                endpoint = endpoint.tls_config(tls.clone()).map_err(invalid)?;
-            }
-            Ok(endpoint.connect_lazy())
+            let Some(tls) = tls.clone() else {
+                return Ok(endpoint.connect_lazy());
+            };
+            let connect = tower::service_fn(move |member: Uri| {
+                let tls = Arc::clone(&tls);
+                async move { tls.connect(&member).await.map(TokioIo::new) }
+            });
+            Ok(endpoint.connect_with_connector_lazy(connect))
         });
         Ok(Self(Arc::new(Inner {
             place: format!("etcd {}{}", config.endpoints.join(","), config.prefix),
             members: members.collect::<Result<_, EtcdError>>()?,
             current: AtomicUsize::new(0),
-            credentials: config.credentials()?,
+            config: config.clone(),
             token: Mutex::new(None),
             timeout,
         })))
@@ -251,9 +260,9 @@ impl Client {
     /// The token to show, got from this member if there is none.
     async fn token(&self, member: &Channel) -> Result<Option<Token>, Status> {
         let inner = &self.0;
-        let Some(Credentials { user, password }) = &inner.credentials else {
+        if inner.config.user.is_none() {
             return Ok(None);
-        };
+        }
         let known = inner
             .token
             .lock()
@@ -262,9 +271,16 @@ impl Client {
         if known.is_some() {
             return Ok(known);
         }
+        // It may have been changed since the last token.
+        let credentials = inner.config.credentials();
+        let Some(Credentials { user, password }) =
+            credentials.map_err(|error| Status::unavailable(with_causes(&error)))?
+        else {
+            return Ok(None);
+        };
         let request = pb::AuthenticateRequest {
-            name: user.clone(),
-            password: password.clone(),
+            name: user,
+            password,
         };
         let answer = AuthClient::new(member.clone())
             .authenticate(request)

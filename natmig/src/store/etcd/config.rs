@@ -6,13 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Deserializer, de::Error as _};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
-
+use super::tls::{Files, Own, Tls};
 use crate::{
     pki::{self, PkiError},
-    tls::{TlsError, certificates, private_key},
+    tls::TlsError,
 };
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Shortest and longest lease, in seconds. etcd itself grants none below one and a half of its
 /// election time-outs, which is 1.5 s unless configured otherwise.
@@ -146,30 +145,20 @@ impl EtcdConfig {
             return Ok(None);
         };
         let warning = pki::Certificate::read(path)?.warning(at);
-        Ok(warning.map(|warning| {
-            format!(
-                "[etcd]: {}: {warning}; it is read when a controller starts",
-                path.display()
-            )
-        }))
+        Ok(warning.map(|warning| format!("[etcd]: {}: {warning}", path.display())))
     }
 
     /// How connections are encrypted; `None` if they are not.
-    pub(super) fn tls(&self) -> Result<Option<ClientTlsConfig>, EtcdConfigError> {
-        let Some(ca) = &self.ca else {
+    pub(super) fn tls(&self) -> Result<Option<Tls>, EtcdConfigError> {
+        let Some(ca) = self.ca.clone() else {
             return Ok(None);
         };
-        // A connection would not say more than that it failed.
-        certificates(ca)?;
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
-            certificates(certificate)?;
-            private_key(key)?;
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-        }
-        Ok(Some(tls))
+        let own = self.certificate.clone().zip(self.key.clone());
+        let own = own.map(|(certificate, key)| Own { certificate, key });
+        Ok(Some(Tls::read(Files { ca, own })?))
     }
 
+    /// As whom natmig logs in, with the password that its file holds now.
     pub(super) fn credentials(&self) -> Result<Option<Credentials>, EtcdConfigError> {
         let (Some(user), Some(file)) = (&self.user, &self.password_file) else {
             return Ok(None);
