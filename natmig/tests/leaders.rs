@@ -14,7 +14,6 @@ use natmig::{
     coordinator::Phase,
     proto::{StandingBy, v1},
 };
-use nix::sys::signal::Signal;
 use support::{
     Client, Fabric, ROUTERS, all_in_sync, controllers::Controllers, set_up, start, start_request,
     until, vms,
@@ -190,7 +189,7 @@ async fn stopped_leader_changes_no_outcome() {
     reach(&mut client, id, |phase| phase == Phase::Prepared).await;
     let old_term = controllers.status(leader).await.unwrap().term;
 
-    controllers.signal(leader, Signal::SIGSTOP);
+    controllers.stop(leader);
     let activation = tokio::spawn(async move {
         client
             .activate_migration(v1::ActivateMigrationRequest { id })
@@ -208,7 +207,7 @@ async fn stopped_leader_changes_no_outcome() {
     reach(&mut client, id, |phase| phase == Phase::Aborting).await;
     assert_eq!(fabric.memory("edge3").lock().unwrap().term, old_term);
 
-    controllers.signal(leader, Signal::SIGCONT);
+    controllers.resume(leader);
     let refused = activation.await.unwrap().unwrap_err();
     assert!(
         matches!(refused.code(), Code::Unavailable | Code::Unknown),
@@ -396,7 +395,7 @@ async fn whoever_asks_a_standby_finds_the_leader() {
     );
 
     // Nor is the leader's end an error: it resigns, and what it had is exported.
-    controllers.signal(standby, Signal::SIGTERM);
+    controllers.terminate(standby);
     until("the store is free", async || {
         let (ok, _, err) = natmig(&arguments);
         if ok { Ok(()) } else { Err(err) }

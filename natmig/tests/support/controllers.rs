@@ -20,7 +20,10 @@ use natmig::proto::{
     v1::{self, control_service_client::ControlServiceClient},
 };
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 use tempfile::TempDir;
@@ -136,10 +139,28 @@ impl Controllers {
         process.wait().unwrap();
     }
 
-    /// SIGSTOP, SIGCONT and the like.
-    pub fn signal(&self, number: usize, signal: Signal) {
+    /// SIGSTOP: from now on it answers nobody.
+    pub fn stop(&self, number: usize) {
+        let pid = self.pid(number);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        // Until then some of its threads may run on.
+        let state = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(state, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self, number: usize) {
+        kill(self.pid(number), Signal::SIGCONT).unwrap();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self, number: usize) {
+        kill(self.pid(number), Signal::SIGTERM).unwrap();
+    }
+
+    fn pid(&self, number: usize) -> Pid {
         let process = self.instances[number].process.as_ref().unwrap();
-        kill(Pid::from_raw(process.id().try_into().unwrap()), signal).unwrap();
+        Pid::from_raw(process.id().try_into().unwrap())
     }
 
     /// What a controller says of itself.
