@@ -6,6 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
     time::Duration,
 };
 
@@ -20,6 +21,9 @@ pub const SCHEDULE: [Duration; 3] = [
     Duration::from_millis(1100),
     Duration::from_millis(2500),
 ];
+
+/// Announcements between which other threads may go first.
+const CHUNK: usize = 32;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -194,14 +198,19 @@ pub fn send(announcements: &[Announcement]) -> Result<(), RouterError> {
     // SAFETY: the kernel just made this descriptor for us.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut result = Ok(());
-    for announcement in announcements {
-        let outcome = send_one(&socket, announcement).map_err(RouterError::system(format!(
-            "announce {} on interface {}",
-            announcement.address, announcement.ifindex
-        )));
-        if result.is_ok() {
-            result = outcome;
+    for announcements in announcements.chunks(CHUNK) {
+        for announcement in announcements {
+            let outcome = send_one(&socket, announcement).map_err(|error| {
+                let (address, ifindex) = (announcement.address, announcement.ifindex);
+                RouterError::system(format!("announce {address} on interface {ifindex}"))(error)
+            });
+            if result.is_ok() {
+                result = outcome;
+            }
         }
+        // A group's take milliseconds, and commits of other routers or transactions may wait for
+        // this CPU.
+        thread::yield_now();
     }
     result
 }

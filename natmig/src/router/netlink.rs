@@ -7,6 +7,7 @@ mod link;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
+    thread,
 };
 
 use netlink_packet_core::{
@@ -34,8 +35,8 @@ use self::{
 /// Protocol number of natmig's routes and neighbours (`RTPROT_*` above those that iproute2 names).
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(110);
 
-/// Requests per system call: their answers fit a default receive buffer.
-const CHUNK: usize = 100;
+/// Requests per system call: their answers fit a default receive buffer, and the kernel is soon done.
+const CHUNK: usize = 32;
 
 /// Bytes of the receive buffer: more than the kernel puts into one datagram of a dump.
 const DATAGRAM: usize = 1 << 17;
@@ -368,6 +369,9 @@ impl Socket {
     }
 
     /// Makes many changes; the first that the kernel refuses is the error, the others are made.
+    ///
+    /// Gives way in between: what a group changes takes milliseconds, and commits of other routers or
+    /// transactions may wait for this CPU.
     pub(super) fn apply(&mut self, changes: &[Change]) -> io::Result<()> {
         let mut result = Ok(());
         for changes in changes.chunks(CHUNK) {
@@ -375,6 +379,7 @@ impl Socket {
             if result.is_ok() {
                 result = outcome;
             }
+            thread::yield_now();
         }
         result
     }
