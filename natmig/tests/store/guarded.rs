@@ -257,6 +257,14 @@ fn etcd_asks_for_a_password() {
         let error = server.lead_unless_led(&config).unwrap_err();
         assert!(!error.is_transient(), "{error}");
     }
+    // Whoever was turned away is let in once the file holds the right password.
+    let corrected = password("guess");
+    let candidate = async { Candidate::new(&corrected, "test", "http://127.0.0.1:7400") };
+    let candidate = server.runtime.block_on(candidate).unwrap();
+    let lead = || server.runtime.block_on(candidate.lead_unless_led());
+    lead().unwrap_err();
+    fs::write(corrected.password_file.as_ref().unwrap(), "secret").unwrap();
+    server.resign(&lead().unwrap().lease());
     // Outside of the prefix that the role names.
     let elsewhere = EtcdConfig {
         prefix: "/other/fabric".to_owned(),

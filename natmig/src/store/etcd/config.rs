@@ -6,12 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Deserializer, de::Error as _};
+
 use super::tls::{Files, Own, Tls};
 use crate::{
     pki::{self, PkiError},
     tls::TlsError,
 };
-use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Shortest and longest lease, in seconds. etcd itself grants none below one and a half of its
 /// election time-outs, which is 1.5 s unless configured otherwise.
