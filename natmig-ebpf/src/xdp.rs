@@ -50,6 +50,10 @@ pub(crate) struct Xdp {
     prefixes_ipv4: *const [PrefixIpv4; PREFIX_COUNT as usize],
 }
 
+/// Room for a question to the kernel's routing table, aligned to words.
+#[repr(C, align(8))]
+struct Question(MaybeUninit<FibLookup>);
+
 /// The element of a map's table. The compiler must not know more of `number` than the verifier sees.
 #[inline(always)]
 fn element<'a, T, const N: usize>(table: *const [T; N], number: u32) -> Option<&'a T> {
@@ -288,15 +292,16 @@ impl Environment for Xdp {
 
     #[inline(never)]
     fn fib<I: Ip>(&self, query: &RouteQuery<I>, hop: &mut Hop) {
-        // Word by word: the compiler would make a call of anything shorter.
-        let mut words = [const { MaybeUninit::<u64>::uninit() }; size_of::<FibLookup>() / 8];
-        for word in &mut words {
-            // SAFETY: the word is the function's own.
-            unsafe { write_volatile(word.as_mut_ptr(), 0) };
+        // In place and word by word: the compiler would make a call of anything shorter, to a function
+        // that clears byte by byte and takes almost as long as the kernel takes to answer.
+        let mut room = Question(MaybeUninit::uninit());
+        let words = (&raw mut room).cast::<u64>();
+        for word in 0..size_of::<Question>() / 8 {
+            // SAFETY: the structure consists of so many words, and is aligned to them.
+            unsafe { write_volatile(words.wrapping_add(word), 0) };
         }
-        // SAFETY: all zero is a valid value of the kernel's structure, which has this size.
-        let mut question =
-            unsafe { core::mem::transmute::<[MaybeUninit<u64>; 8], FibLookup>(words) };
+        // SAFETY: all zero is a valid value of the kernel's structure.
+        let question = unsafe { room.0.assume_init_mut() };
         question.l4_protocol = query.protocol;
         question.__bindgen_anon_1.tot_len = query.length;
         let source = query.source.octets();
@@ -322,7 +327,7 @@ impl Environment for Xdp {
         let answer = unsafe {
             bpf_fib_lookup(
                 self.context.cast(),
-                &raw mut question,
+                core::ptr::from_mut(question),
                 size_of::<FibLookup>() as i32,
                 0,
             )

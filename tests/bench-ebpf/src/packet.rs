@@ -69,16 +69,15 @@ impl Frame {
         self.set_word(at + 2, (value >> 16) as u16);
     }
 
-    /// Sets both MAC addresses.
+    /// Sets both MAC addresses, given as words in memory order.
     #[inline(always)]
-    pub(crate) fn set_macs(self, destination: [u8; 6], source: [u8; 6]) {
-        let word = |mac: [u8; 6], at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
-        self.set_word(0, word(destination, 0));
-        self.set_word(2, word(destination, 2));
-        self.set_word(4, word(destination, 4));
-        self.set_word(6, word(source, 0));
-        self.set_word(8, word(source, 2));
-        self.set_word(10, word(source, 4));
+    pub(crate) fn set_macs(self, destination: [u16; 3], source: [u16; 3]) {
+        self.set_word(0, destination[0]);
+        self.set_word(2, destination[1]);
+        self.set_word(4, destination[2]);
+        self.set_word(6, source[0]);
+        self.set_word(8, source[1]);
+        self.set_word(10, source[2]);
     }
 }
 
