@@ -1,5 +1,6 @@
 //! `cargo xtask`: natmig's set-up, build, demo and tests, on a fresh Debian machine with rustup.
 
+mod calls;
 mod command;
 mod fuzz;
 mod kernel;

@@ -9,6 +9,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
+    calls,
     command::{Privileged, cargo, check, host, step},
     kernel, object,
     setup::{self, For},
@@ -69,6 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     step("benchmarks, too briefly to measure anything");
     let bench = object::build_binary(&object, "natmig-bench")?;
     let programs = object::build_bench(&toolchain)?;
+    if !arguments.no_lint {
+        calls::check(&programs)?;
+    }
     let mut smoke = root.command(
         &bench,
         &[
@@ -149,6 +153,7 @@ fn lint(object: &Path) -> Result<()> {
             .env("NATMIG_EBPF_OBJECT", object),
     )?;
     object::lint()?;
+    calls::check(object)?;
     check(
         cargo()
             .args([
