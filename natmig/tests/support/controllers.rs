@@ -9,9 +9,9 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,9 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 /// The leader's lease.
 pub const LEASE: &str = "2s";
 
+/// The port of the next controller that a test of this process starts.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+
 #[derive(Debug)]
 struct Instance {
     address: String,
@@ -63,11 +66,11 @@ impl Controllers {
             instances: Vec::new(),
         };
         for number in 0..controllers {
-            // Free while it is asked for; the address is this process's own, so that it stays so.
+            // The address is this process's own, and the port, which the kernel gives to nobody by
+            // itself, this controller's.
             let [_, high, middle, low] = std::process::id().to_be_bytes();
-            let address = format!("127.{}.{middle}.{low}", 0x40 | (high & 0x3f));
-            let port = TcpListener::bind((address.as_str(), 0)).unwrap();
-            let address = port.local_addr().unwrap().to_string();
+            let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+            let address = format!("127.{}.{middle}.{low}:{port}", 0x40 | (high & 0x3f));
             let config = format!(
                 "name = \"c{number}\"\nlisten = \"{address}\"\ninsecure = true\nsocket = \"{}\"\n[etcd]\n\
                  endpoints = {:?}\nprefix = \"/natmig/test\"\nlease = \"{LEASE}\"\n",
