@@ -45,8 +45,7 @@ fn ask<C>(context: *mut C, query: &mut Query) -> bool {
     answer as u32 == BPF_FIB_LKUP_RET_SUCCESS
 }
 
-/// A MAC address of the kernel's answer. Word by word: the processor waits for what the kernel has just
-/// written if it is read byte by byte.
+/// A MAC address of the kernel's answer, as words in memory order.
 #[inline(always)]
 fn words(mac: &[u8; 6]) -> [u16; 3] {
     let words = core::ptr::from_ref(mac).cast::<u16>();
