@@ -324,6 +324,44 @@ fn locators_are_the_lowest_that_are_free() {
     );
 }
 
+/// As of a rack that is evacuated: routers remember 256 of them in a few words.
+#[test]
+fn locators_end_as_identities_do_where_that_can_be() {
+    let mut topology = racks();
+    let rack2 = topology.segments.get_mut(&"rack2".into()).unwrap();
+    rack2.subnets[0].prefix = "10.2.0.0/16".parse().unwrap();
+    rack2.subnets[0].gateway = "10.2.128.9".parse().unwrap();
+    rack2.subnets[0].pool = "10.2.128.0/22".parse().unwrap();
+    let used = ["10.2.128.7", "10.2.129.7"].map(|locator| locator.parse().unwrap());
+    let wanted: Vec<_> = [7, 8, 9, 7, 7]
+        .into_iter()
+        .enumerate()
+        .map(|(place, octet)| {
+            let mut vm = vm(4, 1);
+            vm.name = format!("vm{place}").as_str().into();
+            let identity = Ipv4Addr::new(10, 1, u8::try_from(place).unwrap(), octet);
+            vm.identities = Addresses::collect([identity.into()]).unwrap();
+            (VmState::at_home(vm), "rack2".into())
+        })
+        .collect();
+    let taken: Vec<_> = destinations(&topology, &wanted, &used.into())
+        .unwrap()
+        .iter()
+        .map(|step| step.new_locators().to_string())
+        .collect();
+    // The gateway is not given away, and when none is left that ends so, the lowest is.
+    assert_eq!(
+        taken,
+        [
+            "10.2.130.7",
+            "10.2.128.8",
+            "10.2.129.9",
+            "10.2.131.7",
+            "10.2.128.0"
+        ]
+    );
+}
+
 #[test]
 fn a_segment_without_a_family_of_the_vm_is_refused() {
     let mut topology = racks();
