@@ -143,6 +143,14 @@ pub const SITES: &[SitePlan] = &[
         Extent::Full,
     ),
     site(
+        "natmig-shuffled",
+        Router::Natmig(Tables {
+            density: Density::Shuffled,
+            ..Tables::dense(MANY)
+        }),
+        Extent::Full,
+    ),
+    site(
         "natmig-sparse",
         Router::Natmig(Tables {
             density: Density::Sparse,
@@ -237,6 +245,7 @@ pub const LANES: &[LanePlan] = &[
     lane("natmig4-1k", "natmig IPv4, 1k bindings, destination", "natmig-1k", dense(Ipv4, THOUSAND), Smoke),
     lane("natmig4-source", "natmig IPv4, 1M bindings, source", "natmig", Traffic::source_hit(Ipv4, Density::Dense, MANY), Full),
     lane("natmig4-both", "natmig IPv4, 1M bindings + 1k visitors, both", "natmig-visitors", Traffic::both_hit(Ipv4, MANY), Full),
+    lane("natmig4-shuffled", "natmig IPv4, 1M bindings in no order, destination", "natmig-shuffled", Traffic::destination_hit(Ipv4, Density::Shuffled, MANY), Full),
     lane("natmig4-sparse", "natmig IPv4, 1M sparse bindings, destination", "natmig-sparse", Traffic::destination_hit(Ipv4, Density::Sparse, MANY), Full),
     lane("natmig4-uncounted", "natmig IPv4, 1M bindings, not counted by binding", "natmig-uncounted", dense(Ipv4, MANY), Full),
     traced(lane("natmig4-traced", "natmig IPv4, 1M bindings, destination, traced", "natmig", dense(Ipv4, MANY), Full)),
@@ -247,6 +256,7 @@ pub const LANES: &[LanePlan] = &[
     lane("natmig6-1k", "natmig IPv6, 1k bindings, destination", "natmig-1k", dense(Ipv6, THOUSAND), Smoke),
     lane("natmig6-source", "natmig IPv6, 1M bindings, source", "natmig", Traffic::source_hit(Ipv6, Density::Dense, MANY), Full),
     lane("natmig6-both", "natmig IPv6, 1M bindings + 1k visitors, both", "natmig-visitors", Traffic::both_hit(Ipv6, MANY), Full),
+    lane("natmig6-shuffled", "natmig IPv6, 1M bindings in no order, destination", "natmig-shuffled", Traffic::destination_hit(Ipv6, Density::Shuffled, MANY), Full),
     lane("natmig6-sparse", "natmig IPv6, 1M sparse bindings, destination", "natmig-sparse", Traffic::destination_hit(Ipv6, Density::Sparse, MANY), Full),
     traced(lane("natmig6-traced", "natmig IPv6, 1M bindings, destination, traced", "natmig", dense(Ipv6, MANY), Full)),
     lane("untouched6", "natmig IPv6, unbound, forward = \"all\"", "natmig", Traffic::untouched(Ipv6), Full),

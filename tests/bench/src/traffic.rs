@@ -21,6 +21,8 @@ pub enum Family {
 pub enum Density {
     /// One after the other, as in segments and locator pools.
     Dense,
+    /// As [`Density::Dense`], but the locators in another order than their identities.
+    Shuffled,
     /// One in sixteen, all over a prefix.
     Sparse,
 }
@@ -57,6 +59,7 @@ impl Area {
             self,
             Self::Identities(Density::Sparse) | Self::Locators(Density::Sparse)
         );
+        let shuffled = matches!(self, Self::Locators(Density::Shuffled));
         Side {
             kind: if matches!(self, Self::Clients) {
                 SCATTERED
@@ -66,8 +69,12 @@ impl Area {
             second: matches!(self, Self::Visitors | Self::VisitorLocators) as u32,
             // The IPv4 address's first octet and the IPv6 address's third word.
             base: ipv4 << 24 | ipv6,
-            multiplier: if sparse { 0x9e37_79b1 } else { 1 },
-            mask: 0x00ff_ffff,
+            multiplier: if sparse || shuffled { 0x9e37_79b1 } else { 1 },
+            mask: if shuffled {
+                BINDINGS.next_power_of_two() - 1
+            } else {
+                0x00ff_ffff
+            },
             shift: if sparse { 18 } else { 12 },
         }
     }
@@ -228,6 +235,7 @@ mod tests {
     fn every_number_has_an_address_of_its_own_inside_the_prefix() {
         for area in [
             Area::Identities(Density::Dense),
+            Area::Locators(Density::Shuffled),
             Area::Identities(Density::Sparse),
             Area::Untouched,
         ] {
@@ -256,7 +264,7 @@ mod tests {
 
     #[test]
     fn pools_hold_every_locator() {
-        for density in [Density::Dense, Density::Sparse] {
+        for density in [Density::Dense, Density::Shuffled, Density::Sparse] {
             let area = Area::Locators(density);
             let pools: HashSet<_> = area.pools(Family::Ipv6, BINDINGS).into_iter().collect();
             for number in (0..BINDINGS).step_by(777) {
