@@ -17,8 +17,11 @@ pub struct Activity {
     /// `CLOCK_MONOTONIC`; the tracer moves it on for as long as it lives, and the program sets it to
     /// 0 when it has passed. Here, because the program has this line at hand for every packet.
     pub traced_until: u64,
+    /// 1 while the CPU adds to counters what it has noted of traffic, between packets: see
+    /// [`crate::Unbanked`].
+    pub banking: u64,
     /// Unused, zero.
-    pub _reserved: [u64; 5],
+    pub _reserved: [u64; 4],
 }
 
 const _: () = assert!(size_of::<Activity>() == 64);

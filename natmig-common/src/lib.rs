@@ -19,6 +19,7 @@ mod prefix;
 mod settled;
 mod trace;
 mod transaction;
+mod unbanked;
 
 pub use activity::Activity;
 pub use awaited::{ANNOUNCED_RING_BYTES, AWAITED_COUNT, Announced, Awaited, AwaitedKey};
@@ -38,15 +39,16 @@ pub use prefix::{
     CHUNK_LENGTH, POOL_MASK_COUNT, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_COUNT, PREFIX_HASH,
     PoolMask, PrefixBucket, PrefixIpv4, PrefixIpv6, WIDE_PREFIXES, buckets,
 };
-pub use settled::{Settled, SmallTraffic};
+pub use settled::{Aligned, Settled};
 pub use trace::{
     TRACE_PREFIX_COUNT, TRACE_RING_BYTES, TRACE_SNAP, TraceAddress, TraceAddresses, TraceEvent,
     TraceFilter, TracePrefix,
 };
 pub use transaction::{Reference, SLOT_COUNT, Slot, SlotState};
+pub use unbanked::{Note, UNBANKED_COUNT, Unbanked};
 
 /// Version of every layout in this crate; it is stored in the pinned [`names::META`] map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// First word of the pinned [`names::META`] map, so that a foreign map is never taken for ours.
 pub const META_MAGIC: u32 = 0x6e61_746d;

@@ -8,6 +8,10 @@ pub const ENTRIES_IPV6: &str = "ENTRIES_IPV6";
 pub const SETTLED_IPV4: &str = "SETTLED_IPV4";
 /// [`crate::Settled`] by index of the entry, IPv6. Memory-mapped array.
 pub const SETTLED_IPV6: &str = "SETTLED_IPV6";
+/// [`crate::Aligned`] of as many entries as a block has, IPv4. Memory-mapped array.
+pub const ALIGNED_IPV4: &str = "ALIGNED_IPV4";
+/// As [`ALIGNED_IPV4`], of IPv6.
+pub const ALIGNED_IPV6: &str = "ALIGNED_IPV6";
 /// Index of the entry of an IPv4 address that is in no block. Hash, key `[u8; 4]`, value `u32`.
 pub const INDEX_IPV4: &str = "INDEX_IPV4";
 /// Index of the entry of an IPv6 address that is in no block. Hash, key `[u8; 16]`, value `u32`.
@@ -45,6 +49,8 @@ pub const BINDING_COUNTERS_IPV4: &str = "BINDING_COUNTERS_IPV4";
 pub const BINDING_COUNTERS_IPV6: &str = "BINDING_COUNTERS_IPV6";
 /// [`crate::BindingTotal`] by [`crate::BindingKey`]. Hash.
 pub const BINDING_TOTALS: &str = "BINDING_TOTALS";
+/// [`crate::Unbanked`] by CPU and family. Memory-mapped array.
+pub const UNBANKED: &str = "UNBANKED";
 /// The single [`crate::TraceFilter`]. Memory-mapped array.
 pub const TRACE: &str = "TRACE";
 /// Records of [`crate::TraceEvent`]. Ring buffer.
@@ -60,14 +66,19 @@ pub const META: &str = "META";
 pub const PROGRAM: &str = "natmig";
 /// The XDP program that stamps `HEARTBEAT`; attached nowhere, the agent runs it.
 pub const HEARTBEAT_PROGRAM: &str = "natmig_heartbeat";
+/// The program that adds to the banks what the CPU that it is run on has not added yet; attached nowhere.
+/// It returns 0, or 1 if the CPU was about something that it must not interrupt, and is to be asked again.
+pub const BANK_PROGRAM: &str = "natmig_bank";
 
 /// All maps, in the order in which they are created and pinned.
-pub const MAPS: [&str; 27] = [
+pub const MAPS: [&str; 30] = [
     META,
     ENTRIES_IPV4,
     ENTRIES_IPV6,
     SETTLED_IPV4,
     SETTLED_IPV6,
+    ALIGNED_IPV4,
+    ALIGNED_IPV6,
     INDEX_IPV4,
     INDEX_IPV6,
     PREFIXES_IPV4,
@@ -86,6 +97,7 @@ pub const MAPS: [&str; 27] = [
     BINDING_COUNTERS_IPV4,
     BINDING_COUNTERS_IPV6,
     BINDING_TOTALS,
+    UNBANKED,
     TRACE,
     EVENTS,
     AWAITED,

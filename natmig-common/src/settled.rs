@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Action, Entry, Family, Ipv4, Ipv6, PackedTraffic};
+use crate::{Action, BLOCK_LENGTH, Entry, Family, Ipv4, Ipv6};
 
 /// Element of the `SETTLED_*` map of the family, by the entry's index.
 ///
@@ -21,9 +21,6 @@ use crate::{Action, Entry, Family, Ipv4, Ipv6, PackedTraffic};
 pub struct Settled<F: Family> {
     /// The other address of the binding, network order.
     pub counterpart: F::Octets,
-    /// [`SmallTraffic`] to an identity or from a locator, if there is one bank of counters by binding:
-    /// it lies where the program has just been, and is added to the bank long before it overflows.
-    pub traffic: u32,
     /// Unused, zero.
     pub _pad: F::SettledPadding,
 }
@@ -53,49 +50,46 @@ impl<F: Family> Settled<F> {
     }
 }
 
-/// Packets and bytes in half a word, as [`PackedTraffic`] has them in one: the highest bit of each
-/// part is a guard, and who sees one set takes the word and adds it to the entry's counter in the
-/// bank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SmallTraffic(pub u32);
+// SAFETY: all fields are, of either family; the sizes asserted below leave no room for padding.
+unsafe impl<F: Family> Zeroable for Settled<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Pod for Settled<F> {}
 
-impl SmallTraffic {
-    /// Bits of the bytes, guard included; the packets have the rest.
-    const BYTE_BITS: u32 = 24;
-    /// CPUs that may count in the same word: more could not all be between their addition and the
-    /// taking without a count going astray.
-    pub const MOST_CPUS: u32 = 128;
-    /// The guards: 2^23 bytes (8 MB) and 128 packets.
-    const GUARDS: u32 = 1 << 31 | 1 << (Self::BYTE_BITS - 1);
+/// Element of the `ALIGNED_*` map of the family: of [`BLOCK_LENGTH`] entries in a row, those whose
+/// counterparts lie in the same order as they do, as when all VMs of a rack went to the same segment. For
+/// a million of them the elements take 256 KiB, where those of `SETTLED_*` take 8 or 16 MiB.
+///
+/// A bit is set only if the element in `SETTLED_*` says the same. The base changes only while no bit is
+/// set and none was a grace period before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Aligned {
+    /// The first octets are the counterpart that the first entry has or would have, network order;
+    /// zero if no bit was set yet. That of entry `n` is [`Family::plus`] `n`.
+    pub base: [u8; 16],
+    /// The entries of which that is so: bit `n % 64` of word `n / 64`.
+    pub bits: [u64; 4],
+    /// Unused, zero.
+    pub _reserved: [u64; 2],
+}
 
-    /// One packet of this many bytes.
+impl Aligned {
+    /// The element that has the entry, and the entry's number in it.
     #[inline]
-    pub const fn packet(bytes: u32) -> Self {
-        Self(1 << Self::BYTE_BITS | bytes)
+    pub const fn place(entry: u32) -> (u32, u32) {
+        (entry / BLOCK_LENGTH, entry % BLOCK_LENGTH)
     }
 
-    /// Whether the word is to be taken.
+    /// Number of elements for so many entries.
     #[inline]
-    pub const fn is_full(self) -> bool {
-        self.0 & Self::GUARDS != 0
-    }
-
-    /// The same, as the bank counts.
-    #[inline]
-    pub const fn packed(self) -> PackedTraffic {
-        let bytes = self.0 & ((1 << Self::BYTE_BITS) - 1);
-        PackedTraffic::new(self.0 >> Self::BYTE_BITS, bytes)
+    pub const fn count(entries: u32) -> u32 {
+        entries.div_ceil(BLOCK_LENGTH)
     }
 }
 
-// SAFETY: all fields are, of either family; the sizes asserted below leave no room for padding.
-unsafe impl<F: Family> Zeroable for Settled<F> {}
-// SAFETY: as above, and any bytes are a value.
-unsafe impl<F: Family> Pod for Settled<F> {}
-
 const _: () = {
     assert!(size_of::<Settled<Ipv4>>() == 8);
-    assert!(core::mem::offset_of!(Settled<Ipv4>, traffic) == 4);
-    assert!(size_of::<Settled<Ipv6>>() == 24);
-    assert!(core::mem::offset_of!(Settled<Ipv6>, traffic) == 16);
+    assert!(size_of::<Settled<Ipv6>>() == 16);
+    assert!(size_of::<Aligned>() == 64);
+    assert!(core::mem::offset_of!(Aligned, bits) == 16);
 };

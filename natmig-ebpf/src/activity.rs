@@ -52,6 +52,26 @@ pub(crate) fn enter(cpu: u32) -> Option<Active> {
     }
 }
 
+/// Does something between packets of `cpu`, on which this runs; `None`, and nothing is done, while the CPU
+/// processes a packet, or does such a thing already: then this has interrupted it.
+#[inline(always)]
+pub(crate) fn between_packets<T>(cpu: u32, does: impl FnOnce() -> T) -> Option<T> {
+    let activity = ACTIVITY.get_ptr_mut(cpu)?;
+    // SAFETY: the element is valid, and only this CPU writes these fields; volatile, because what it
+    // interrupts, and what interrupts it, uses them too. The one ends before the other goes on.
+    unsafe {
+        let banking = addr_of_mut!((*activity).banking);
+        let entered = read_volatile(addr_of!((*activity).entered));
+        if entered != read_volatile(addr_of!((*activity).left)) || read_volatile(banking) != 0 {
+            return None;
+        }
+        write_volatile(banking, 1);
+        let done = does();
+        write_volatile(banking, 0);
+        Some(done)
+    }
+}
+
 /// Marks the packet's end.
 #[inline(always)]
 pub(crate) fn leave(active: &Active) {

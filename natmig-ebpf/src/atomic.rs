@@ -40,40 +40,22 @@ pub(crate) unsafe fn fetch_add(place: *mut u64, mut value: u64) -> u64 {
     value
 }
 
-/// As [`exchange`], of half a word.
+/// Exchanges the value at `place` for `new` if it is `old`. The value that was there.
 ///
 /// # Safety
 ///
 /// `place` must be valid and aligned.
 #[inline(always)]
-pub(crate) unsafe fn exchange_32(place: *mut u32, mut value: u32) -> u32 {
+pub(crate) unsafe fn compare_exchange(place: *mut u64, mut old: u64, new: u64) -> u64 {
     // SAFETY: the caller vouches for the place.
     unsafe {
         asm!(
-            "{value} = xchg32_32({place} + 0, {value})",
+            "r0 = cmpxchg_64({place} + 0, r0, {new})",
             place = in(reg) place,
-            value = inout(wreg) value,
+            new = in(reg) new,
+            inout("r0") old,
             options(nostack, preserves_flags),
         );
     }
-    value
-}
-
-/// As [`fetch_add`], of half a word.
-///
-/// # Safety
-///
-/// `place` must be valid and aligned.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_32(place: *mut u32, mut value: u32) -> u32 {
-    // SAFETY: the caller vouches for the place.
-    unsafe {
-        asm!(
-            "{value} = atomic_fetch_add((u32 *)({place} + 0), {value})",
-            place = in(reg) place,
-            value = inout(wreg) value,
-            options(nostack, preserves_flags),
-        );
-    }
-    value
+    old
 }

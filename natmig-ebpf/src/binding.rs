@@ -1,17 +1,22 @@
-//! Counting traffic by binding: one atomic addition per address, and what is done when a count gets
-//! near its end.
+//! Counting traffic by binding: one atomic addition per address, at once or some packets later, and what
+//! is done when a count gets near its end.
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile};
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers of notes, which are few"
+)]
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use natmig_common::{
-    BindingKey, BindingTotal, Family as _, Ipv4, PackedTraffic, Settled, SmallTraffic,
+    BindingKey, BindingTotal, Family as _, Ipv4, Note, PackedTraffic, UNBANKED_COUNT, Unbanked,
     binding_counter,
 };
 use natmig_ebpf::Ip;
 
 use crate::{
-    atomic::{exchange, exchange_32, fetch_add, fetch_add_32},
+    atomic::{compare_exchange, exchange, fetch_add},
     maps, settings,
 };
 
@@ -33,59 +38,112 @@ fn word<I: Ip>(cpu: u32, entry: u32, to: bool) -> Option<*mut u64> {
     Some(counter?.cast())
 }
 
-/// Brings the entry's count near, so that it is there when it is added to.
-#[inline(always)]
-pub(crate) fn touch<I: Ip>(cpu: u32, entry: u32, to: bool) {
-    if let Some(word) = word::<I>(cpu, entry, to) {
-        // SAFETY: the element is valid; volatile, because nothing else needs the value.
-        unsafe { read_volatile(word) };
-    }
-}
-
 /// Counts a packet of `bytes` for the entry: to its address, or from it. False if an earlier count is
 /// lost.
 #[inline(always)]
 pub(crate) fn count<I: Ip>(cpu: u32, entry: u32, to: bool, bytes: u32) -> bool {
-    add::<I>(cpu, entry, to, PackedTraffic::packet(bytes))
-}
-
-/// As [`count`], next to what the program knows of the entry, if nobody counts elsewhere.
-#[inline(always)]
-pub(crate) fn count_settled<I: Ip>(
-    cpu: u32,
-    entry: u32,
-    settled: &Settled<I>,
-    to: bool,
-    bytes: u32,
-) -> bool {
-    if settings::binding_banks() != 1 {
-        return count::<I>(cpu, entry, to, bytes);
-    }
-    let place = addr_of!(settled.traffic).cast_mut();
-    let traffic = SmallTraffic::packet(bytes).0;
-    // SAFETY: the element is valid, and its word aligned; all accesses to it are atomic.
-    let taken = unsafe {
-        let before = fetch_add_32(place, traffic);
-        if !SmallTraffic(before.wrapping_add(traffic)).is_full() {
-            return true;
-        }
-        SmallTraffic(exchange_32(place, 0))
-    };
-    add_apart::<I>(cpu, entry, to, taken)
-}
-
-/// [`add`], as a function of its own.
-#[inline(never)]
-fn add_apart<I: Ip>(cpu: u32, entry: u32, to: bool, taken: SmallTraffic) -> bool {
-    add::<I>(cpu, entry, to, taken.packed())
-}
-
-/// Adds to the count of the entry.
-#[inline(always)]
-fn add<I: Ip>(cpu: u32, entry: u32, to: bool, traffic: PackedTraffic) -> bool {
     let Some(word) = word::<I>(cpu, entry, to) else {
         return true;
     };
+    add::<I>(word, entry, to, bytes)
+}
+
+/// As [`count`], some time later, together with other packets.
+#[inline(always)]
+pub(crate) fn count_later<I: Ip>(cpu: u32, entry: u32, to: bool, bytes: u32) -> bool {
+    if settings::binding_banks() == 0 {
+        return true;
+    }
+    let Some(unbanked) = maps::UNBANKED.get_ptr_mut(Unbanked::element::<I>(cpu)) else {
+        return true;
+    };
+    // SAFETY: the element is valid, and this CPU's own while it processes a packet; volatile, because the
+    // other program uses it between packets.
+    unsafe {
+        let state = addr_of_mut!((*unbanked).state);
+        let number = read_volatile(state);
+        let at = number as usize & LAST;
+        let note = addr_of_mut!((*unbanked).notes).cast::<Note>();
+        write_volatile(note.wrapping_add(at), Note::new(entry, to, bytes));
+        write_volatile(state, number.wrapping_add(1));
+        if at != LAST {
+            return true;
+        }
+    }
+    bank_all::<I>(cpu)
+}
+
+/// The last of the notes that there is room for.
+const LAST: usize = UNBANKED_COUNT as usize - 1;
+
+/// Adds all notes of the CPU to a bank: there are as many as there is room for. All counters are fetched
+/// before one is added to, because an addition waits for its counter. False if an earlier count is lost.
+#[inline(never)]
+fn bank_all<I: Ip>(cpu: u32) -> bool {
+    let Some(unbanked) = maps::UNBANKED.get_ptr_mut(Unbanked::element::<I>(cpu)) else {
+        return true;
+    };
+    let mut counted = true;
+    // SAFETY: as in `count_later`.
+    unsafe {
+        let notes = addr_of!((*unbanked).notes).cast::<Note>();
+        for at in 0..=LAST {
+            let note = read_volatile(notes.wrapping_add(at));
+            if let Some(word) = word::<I>(cpu, note.entry(), note.to()) {
+                read_volatile(word);
+            }
+        }
+        for at in 0..=LAST {
+            let note = read_volatile(notes.wrapping_add(at));
+            if let Some(word) = word::<I>(cpu, note.entry(), note.to()) {
+                counted &= add::<I>(word, note.entry(), note.to(), note.bytes());
+            }
+        }
+        let state = addr_of_mut!((*unbanked).state);
+        let taken = read_volatile(state) & !Unbanked::NUMBER;
+        write_volatile(state, taken.wrapping_add(Unbanked::TAKEN));
+    }
+    counted
+}
+
+/// Adds the notes of the CPU to a bank, while it processes no packet. It may begin one at any time, and
+/// end it: a note is taken only if all are the same still. False if some are left for that.
+#[inline(always)]
+pub(crate) fn bank_rest<I: Ip>(cpu: u32) -> bool {
+    let Some(unbanked) = maps::UNBANKED.get_ptr_mut(Unbanked::element::<I>(cpu)) else {
+        return true;
+    };
+    for _ in 0..2 * UNBANKED_COUNT {
+        // SAFETY: the element is valid, and its words aligned.
+        unsafe {
+            let state = addr_of_mut!((*unbanked).state);
+            let before = read_volatile(state);
+            let number = before & Unbanked::NUMBER;
+            if number == 0 {
+                return true;
+            }
+            let at = (number.wrapping_sub(1)) as usize & LAST;
+            let note = read_volatile(addr_of!((*unbanked).notes).cast::<Note>().wrapping_add(at));
+            let Some(word) = word::<I>(cpu, note.entry(), note.to()) else {
+                return true;
+            };
+            if PackedTraffic(read_volatile(word)).is_full() {
+                // That is for `bank_all`, which some packets more come to.
+                return true;
+            }
+            let after = before.wrapping_add(Unbanked::TAKEN).wrapping_sub(1);
+            if compare_exchange(state, before, after) == before {
+                fetch_add(word, PackedTraffic::packet(note.bytes()).0);
+            }
+        }
+    }
+    false
+}
+
+/// Adds a packet of `bytes` to the count of the entry.
+#[inline(always)]
+fn add<I: Ip>(word: *mut u64, entry: u32, to: bool, bytes: u32) -> bool {
+    let traffic = PackedTraffic::packet(bytes);
     // SAFETY: the element is valid, and its word aligned.
     unsafe {
         let before = fetch_add(word, traffic.0);

@@ -2,7 +2,8 @@
 //! routing table, counters.
 
 use natmig_common::{
-    BlockBucket, Counter, Entry, Interface, NextHop, PoolMask, PrefixBucket, PrefixIpv4, Settled,
+    Aligned, BlockBucket, Counter, Entry, Interface, NextHop, PoolMask, PrefixBucket, PrefixIpv4,
+    Settled,
 };
 
 use crate::{Frame, HardwareAddress, Ip};
@@ -48,6 +49,9 @@ pub trait Environment {
     /// The entry. It may be of another address than the one from which it was found.
     fn entry<I: Ip>(&self, index: u32) -> Option<&Entry<I>>;
 
+    /// Element of `ALIGNED_*`.
+    fn aligned<I: Ip>(&self, number: u32) -> Option<&Aligned>;
+
     /// What may be known of the entry without looking at it.
     fn settled<I: Ip>(&self, index: u32) -> Option<&Settled<I>>;
 
@@ -89,18 +93,15 @@ pub trait Environment {
         self.count(slot, other, bytes);
     }
 
-    /// Says that a packet is going to be counted for the entry at `index`: to its address, or from it.
-    fn touch_binding<I: Ip>(&self, index: u32, to: bool);
-
-    /// As [`Environment::count_binding`], of an entry whose element in `SETTLED_*` is at hand: to an
-    /// identity, or from a locator.
-    #[must_use]
-    fn count_settled<I: Ip>(&self, index: u32, settled: &Settled<I>, to: bool, bytes: u32) -> bool;
-
     /// Counts a packet of `bytes` for the entry at `index`: to its address, or from it. False if it
     /// could not be counted.
     #[must_use]
     fn count_binding<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool;
+
+    /// As [`Environment::count_binding`], some time later, together with other packets. False if an
+    /// earlier packet could not be counted.
+    #[must_use]
+    fn count_binding_later<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool;
 }
 
 /// What a frame means to the migrations that wait to hear their VMs.

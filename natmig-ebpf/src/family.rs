@@ -1,7 +1,7 @@
 //! What differs between IPv4 and IPv6 in a packet: one trait, implemented in `ipv4.rs` and
 //! `ipv6.rs`. Everything else is written once, for either.
 
-use natmig_common::{Counter, Family, Interface, Settled};
+use natmig_common::{Aligned, Counter, Family, Interface, Settled};
 
 use crate::{
     address::Address,
@@ -51,6 +51,10 @@ pub trait Ip: Family {
 
     /// Where the address's entry is, and what its prefix says.
     fn find<E: Environment>(environment: &E, address: Self::Address) -> Found;
+
+    /// The counterpart of an entry, if it lies where the base of the element says that has the entry at
+    /// `place`.
+    fn aligned(aligned: &Aligned, place: u32) -> Option<Self::Address>;
 
     /// The counterpart of a settled entry; none, if the entry is to be looked at.
     fn settled(settled: &Settled<Self>) -> Self::Address;

@@ -5,8 +5,8 @@
 //! an entry compares its address first.
 
 use natmig_common::{
-    BLOCK_BUCKETS, BUCKET_OVERFLOWED, CHUNK_LENGTH, PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH,
-    PrefixBucket, PrefixIpv4, WIDE_PREFIXES, buckets,
+    Aligned, BLOCK_BUCKETS, BUCKET_OVERFLOWED, CHUNK_LENGTH, PREFIX_BLOCKS, PREFIX_BUCKETS,
+    PREFIX_HASH, PrefixBucket, PrefixIpv4, WIDE_PREFIXES, buckets,
 };
 
 use crate::{
@@ -271,6 +271,12 @@ pub(crate) fn find_directly_ipv6<E: Environment>(
 /// [`natmig_common::Action::Known`], or [`natmig_common::Action::Away`] without flags.
 #[inline(always)]
 pub(crate) fn settled<E: Environment, I: Ip>(environment: &E, index: u32) -> I::Address {
+    let (number, place) = Aligned::place(index);
+    if let Some(aligned) = environment.aligned::<I>(number)
+        && let Some(counterpart) = I::aligned(aligned, place)
+    {
+        return counterpart;
+    }
     environment
         .settled::<I>(index)
         .map_or(I::Address::NONE, I::settled)

@@ -5,7 +5,7 @@ pub(crate) mod error;
 mod frag_needed;
 pub(crate) mod to_identity;
 
-use natmig_common::{Counter, Interface, Ipv4, Settled};
+use natmig_common::{Aligned, Counter, Interface, Ipv4, Settled};
 
 use crate::{
     address::{Address as _, AddressIpv4},
@@ -126,6 +126,11 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv4) -> Found {
         find::find_ipv4::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn aligned(aligned: &Aligned, place: u32) -> Option<AddressIpv4> {
+        shared::aligned_ipv4(aligned, place)
     }
 
     #[inline(always)]

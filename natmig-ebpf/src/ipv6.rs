@@ -5,7 +5,7 @@ mod extension;
 mod neighbor;
 mod too_big;
 
-use natmig_common::{Counter, Interface, Ipv6, Settled};
+use natmig_common::{Aligned, Counter, Interface, Ipv6, Settled};
 
 use crate::{
     address::{Address as _, AddressIpv6},
@@ -165,6 +165,11 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn find<E: Environment>(environment: &E, address: AddressIpv6) -> Found {
         find::find_ipv6::<E, Self>(environment, address)
+    }
+
+    #[inline(always)]
+    fn aligned(aligned: &Aligned, place: u32) -> Option<AddressIpv6> {
+        shared::aligned_ipv6(aligned, place)
     }
 
     #[inline(always)]

@@ -31,9 +31,10 @@ use core::ptr::addr_of_mut;
 use aya_ebpf::{
     bindings::xdp_action,
     helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_redirect},
-    macros::xdp,
-    programs::XdpContext,
+    macros::{raw_tracepoint, xdp},
+    programs::{RawTracePointContext, XdpContext},
 };
+use natmig_common::{Ipv4, Ipv6};
 use natmig_ebpf::{Outcome, Shortcut, process, shortcut};
 
 use crate::{activity::Active, xdp::Xdp};
@@ -117,6 +118,19 @@ pub(crate) fn natmig_heartbeat(_context: XdpContext) -> u32 {
         unsafe { addr_of_mut!((*heartbeat).beat).write_volatile(bpf_jiffies64()) };
     }
     xdp_action::XDP_PASS
+}
+
+/// Adds to the banks what the CPU has not added yet: see [`natmig_common::names::BANK_PROGRAM`]. Userspace runs it
+/// on every CPU: on another one it interrupts whatever runs there, on its own it may be interrupted.
+#[raw_tracepoint]
+#[inline(always)]
+pub(crate) fn natmig_bank(_context: RawTracePointContext) -> u32 {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let is_done = activity::between_packets(cpu, || {
+        binding::bank_rest::<Ipv4>(cpu) && binding::bank_rest::<Ipv6>(cpu)
+    });
+    u32::from(is_done != Some(true))
 }
 
 #[panic_handler]

@@ -6,11 +6,11 @@ use aya_ebpf::{
     maps::{Array, DevMap, HashMap, PerCpuArray, RingBuf},
 };
 use natmig_common::{
-    ANNOUNCED_RING_BYTES, AWAITED_COUNT, Activity, Awaited, AwaitedKey, BLOCK_BUCKETS, BindingKey,
-    BindingTotal, BlockBucket, Entry, Heartbeat, Interface, InterfaceTraffic, Ipv4, Ipv6, Meta,
-    NEXT_HOP_COUNT, NextHop, POOL_MASK_COUNT, PREFIX_BUCKETS, PREFIX_COUNT, PackedTraffic,
-    PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT, Settled, Slot, TRACE_RING_BYTES,
-    TraceFilter, VlanKey,
+    ANNOUNCED_RING_BYTES, AWAITED_COUNT, Activity, Aligned, Awaited, AwaitedKey, BLOCK_BUCKETS,
+    BindingKey, BindingTotal, BlockBucket, Entry, Heartbeat, Interface, InterfaceTraffic, Ipv4,
+    Ipv6, Meta, NEXT_HOP_COUNT, NextHop, POOL_MASK_COUNT, PREFIX_BUCKETS, PREFIX_COUNT,
+    PackedTraffic, PoolMask, PrefixBucket, PrefixIpv4, ROUTE_COUNT, SLOT_COUNT, Settled, Slot,
+    TRACE_RING_BYTES, TraceFilter, Unbanked, VlanKey,
 };
 use natmig_ebpf::Scratch;
 
@@ -41,6 +41,14 @@ pub(crate) static SETTLED_IPV4: Array<Settled<Ipv4>> =
 #[map]
 pub(crate) static SETTLED_IPV6: Array<Settled<Ipv6>> =
     Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static ALIGNED_IPV4: Array<Aligned> =
+    Array::with_max_entries(Aligned::count(DEFAULT_ENTRIES), BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static ALIGNED_IPV6: Array<Aligned> =
+    Array::with_max_entries(Aligned::count(DEFAULT_ENTRIES), BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static INDEX_IPV4: HashMap<[u8; 4], u32> =
@@ -111,6 +119,9 @@ pub(crate) static BINDING_COUNTERS_IPV6: Array<PackedTraffic> =
 #[map]
 pub(crate) static BINDING_TOTALS: HashMap<BindingKey, BindingTotal> =
     HashMap::with_max_entries(2 * DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static UNBANKED: Array<Unbanked> = Array::with_max_entries(2 * 64, BPF_F_MMAPABLE);
 
 /// The state of the packet that a CPU is processing; nobody else's business, so not pinned.
 #[map]

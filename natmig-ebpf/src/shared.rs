@@ -12,8 +12,8 @@ use core::{
 };
 
 use natmig_common::{
-    Action, BlockIpv6, Entry, Family, Ipv4, Ipv6, Mac, NextHop, PoolMask, PrefixIpv4, PrefixIpv6,
-    Reference, Settled, Version,
+    Action, Aligned, BlockIpv6, Entry, Family, Ipv4, Ipv6, Mac, NextHop, PoolMask, PrefixIpv4,
+    PrefixIpv6, Reference, Settled, Version,
 };
 
 use crate::{
@@ -34,6 +34,39 @@ pub(crate) fn entry_address<I: Ip>(entry: &Entry<I>) -> I::Address {
 pub(crate) fn entry_family<F: Family>(entry: &Entry<F>) -> u8 {
     // SAFETY: the reference is valid; volatile, because userspace may write the entry.
     unsafe { read_volatile(addr_of!(entry.family)) }
+}
+
+/// Where the base is, which the element begins with, if the entry at `place` is one of which it says the
+/// counterpart. The base is read after the bit.
+#[inline(always)]
+fn aligned_base(aligned: &Aligned, place: u32) -> Option<*const Aligned> {
+    let number = usize::try_from((place >> 6) & 3).unwrap_or(0);
+    let words = addr_of!(aligned.bits).cast::<u64>();
+    // SAFETY: the reference is valid, and has four words; volatile, because userspace may write them.
+    let word = unsafe { read_volatile(words.wrapping_add(number)) };
+    if word >> (place & 63) & 1 == 0 {
+        return None;
+    }
+    Some(dependent(aligned, word))
+}
+
+/// The counterpart of the entry at `place`, if it lies where the base says.
+#[inline(always)]
+pub(crate) fn aligned_ipv4(aligned: &Aligned, place: u32) -> Option<AddressIpv4> {
+    let base = aligned_base(aligned, place)?;
+    // SAFETY: the base is valid, and aligned to a cache line; volatile, because userspace may write it.
+    let first = u32::from_be(unsafe { read_volatile(base.cast::<u32>()) });
+    Some(AddressIpv4::from_raw(first.wrapping_add(place).to_be()))
+}
+
+/// As [`aligned_ipv4`].
+#[inline(always)]
+pub(crate) fn aligned_ipv6(aligned: &Aligned, place: u32) -> Option<AddressIpv6> {
+    let base = aligned_base(aligned, place)?.cast::<u64>();
+    // SAFETY: as above.
+    let (high, low) = unsafe { (read_volatile(base), read_volatile(base.wrapping_add(1))) };
+    let low = u64::from_be(low).wrapping_add(u64::from(place));
+    Some(AddressIpv6::from_raw(high, low.to_be()))
 }
 
 /// The counterpart of an entry, none if the entry is to be looked at.
@@ -299,6 +332,7 @@ pub(crate) fn macs(next: &NextHop) -> (u64, u32) {
     }
 }
 
+const _: () = assert!(offset_of!(Aligned, base) == 0);
 const _: () = assert!(
     offset_of!(NextHop, source_mac) == offset_of!(NextHop, destination_mac).wrapping_add(6)
 );

@@ -7,14 +7,14 @@
 //!
 //! No transaction slot is read here: an entry of which something is pending is not settled.
 
-use natmig_common::{Counter, Interface, Ipv4, Ipv6, Role, Settled};
+use natmig_common::{Counter, Interface, Ipv4, Ipv6, Role};
 
 use crate::{
     address::Address as _,
     egress,
     environment::Environment,
     family::Ip,
-    find::Found,
+    find::{self, Found},
     frame::Frame,
     ipv4::to_identity,
     link, shared,
@@ -210,7 +210,7 @@ pub(crate) fn receiver<'a, E: Environment>(
 
 /// What the shortcut knows of one of the packet's addresses.
 #[derive(Clone, Copy)]
-struct Known<'a, I: Ip> {
+struct Known<I: Ip> {
     /// Whether it is the destination.
     to: bool,
     /// Whether it is in a locator pool.
@@ -219,14 +219,11 @@ struct Known<'a, I: Ip> {
     route: u16,
     /// Its entry; [`Found::NO_ENTRY`] if it has none.
     index: u32,
-    /// What may be known of the entry without looking at it; none if it
-    /// has none.
-    settled: Option<&'a Settled<I>>,
     /// The other address of its binding; none if it has no entry, or one that is to be looked at.
     counterpart: I::Address,
 }
 
-impl<I: Ip> Known<'_, I> {
+impl<I: Ip> Known<I> {
     /// Whether it has an entry.
     #[inline(always)]
     fn is_bound(&self) -> bool {
@@ -239,48 +236,26 @@ impl<I: Ip> Known<'_, I> {
         self.is_bound() && self.counterpart.is_none()
     }
 
-    /// Whether most of the address's traffic goes this way: to an identity, from a locator.
-    #[inline(always)]
-    fn is_usual(&self) -> bool {
-        self.to != self.in_pool
-    }
-
     /// Counts the packet for the binding, if there is one. False if it could not be counted.
     #[inline(always)]
     fn count<E: Environment>(&self, environment: &E, length: u32) -> bool {
-        match self.settled {
-            None => true,
-            Some(settled) if self.is_usual() => {
-                environment.count_settled(self.index, settled, self.to, length)
-            }
-            Some(_) => environment.count_binding::<I>(self.index, self.to, length),
-        }
+        !self.is_bound() || environment.count_binding_later::<I>(self.index, self.to, length)
     }
 }
 
-/// Finds an address, for which the index need not be asked, and brings near where it is counted.
+/// Finds an address, for which the index need not be asked.
 #[inline(always)]
-fn find<E: Environment, I: Ip>(
-    environment: &E,
-    address: I::Address,
-    to: bool,
-) -> Option<Known<'_, I>> {
+fn find<E: Environment, I: Ip>(environment: &E, address: I::Address, to: bool) -> Option<Known<I>> {
     let Found { index, prefix, .. } = I::find_directly(environment, address)?;
     let mut known = Known {
         to,
         in_pool: prefix.in_pool,
         route: prefix.route,
         index,
-        settled: None,
         counterpart: I::Address::NONE,
     };
     if known.is_bound() {
-        let settled = environment.settled::<I>(index)?;
-        known.counterpart = I::settled(settled);
-        known.settled = Some(settled);
-        if !known.is_usual() {
-            environment.touch_binding::<I>(index, to);
-        }
+        known.counterpart = find::settled::<E, I>(environment, index);
     }
     Some(known)
 }

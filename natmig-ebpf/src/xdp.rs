@@ -28,8 +28,9 @@ use aya_ebpf::{
     },
 };
 use natmig_common::{
-    Announced, AwaitedKey, BlockBucket, Counter, Entry, Family as _, Interface, InterfaceTraffic,
-    Ipv4, NextHop, PREFIX_COUNT, PoolMask, PrefixBucket, PrefixIpv4, Settled, Traffic, VlanKey,
+    Aligned, Announced, AwaitedKey, BlockBucket, Counter, Entry, Family as _, Interface,
+    InterfaceTraffic, Ipv4, NextHop, PREFIX_COUNT, PoolMask, PrefixBucket, PrefixIpv4, Settled,
+    Traffic, VlanKey,
 };
 use natmig_ebpf::{
     Address as _, Environment, Frame, HardwareAddress, Hearing, Hop, HopKind, Ip, RouteQuery,
@@ -246,6 +247,15 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
+    fn aligned<I: Ip>(&self, number: u32) -> Option<&Aligned> {
+        if I::NUMBER == Ipv4::NUMBER {
+            maps::ALIGNED_IPV4.get(number)
+        } else {
+            maps::ALIGNED_IPV6.get(number)
+        }
+    }
+
+    #[inline(always)]
     fn transaction_word(&self, slot: u32) -> u64 {
         maps::TRANSACTIONS.get(slot).map_or(0, slot_word)
     }
@@ -404,17 +414,12 @@ impl Environment for Xdp {
     }
 
     #[inline(always)]
-    fn touch_binding<I: Ip>(&self, index: u32, to: bool) {
-        binding::touch::<I>(self.cpu, index, to);
-    }
-
-    #[inline(always)]
-    fn count_settled<I: Ip>(&self, index: u32, settled: &Settled<I>, to: bool, bytes: u32) -> bool {
-        binding::count_settled(self.cpu, index, settled, to, bytes)
-    }
-
-    #[inline(always)]
     fn count_binding<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool {
         binding::count::<I>(self.cpu, index, to, bytes)
+    }
+
+    #[inline(always)]
+    fn count_binding_later<I: Ip>(&self, index: u32, to: bool, bytes: u32) -> bool {
+        binding::count_later::<I>(self.cpu, index, to, bytes)
     }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use natmig_common::{Role, SmallTraffic};
+use natmig_common::Role;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::read::check_pool;
@@ -207,15 +207,13 @@ impl RouterConfig {
     /// Banks of counters by binding on a machine with so many CPUs; 0 if nothing is counted. One
     /// unless the configuration says otherwise, and never more than CPUs: only CPUs that process
     /// packets of the same VM at the same time slow each other down, and each bank takes 32 bytes
-    /// per binding. At least two on machines with so many CPUs that the words which a single bank has
-    /// beside what the program knows of an entry could overflow.
+    /// per binding.
     pub fn binding_banks(&self, cpus: u32) -> u32 {
         if !self.binding_counters {
             return 0;
         }
         let most = cpus.checked_next_power_of_two().unwrap_or(1);
-        let least = if cpus > SmallTraffic::MOST_CPUS { 2 } else { 1 };
-        self.binding_counter_banks.unwrap_or(1).clamp(least, most)
+        self.binding_counter_banks.unwrap_or(1).clamp(1, most)
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) const NEEDS: &[Need] = &[
 const DIRECTORY: &str = "target/kernels";
 
 /// Test targets of the fixtures that involve the kernel and depend on no timing.
-const TESTS: &[&str] = &["packets", "malformed", "port", "random"];
+const TESTS: &[&str] = &["packets", "counting", "malformed", "port", "random"];
 
 /// The package of the fixtures, and of its program that prints what the verifier made of ours.
 pub(crate) const FIXTURES: &str = "natmig-fixtures";

@@ -40,8 +40,7 @@ pub(crate) fn translate<E: Environment>(
         return None;
     }
     let index = block.wrapping_add(destination.number() & 0xff);
-    let settled = environment.settled::<Ipv4>(index)?;
-    let counterpart = shared::settled_ipv4(settled);
+    let counterpart = find::settled::<E, Ipv4>(environment, index);
 
     let interface = shortcut::receiver(environment, frame, ingress)?;
     match Role::from_raw(interface.role)? {
@@ -120,8 +119,7 @@ pub(crate) fn translate<E: Environment>(
     let slot = interface.slot;
     let [verdict, change] = [Counter::Translated, Counter::DestinationTranslated];
     environment.count_both(slot, verdict, change, length);
-    // Last, because it waits for the element.
-    if !environment.count_settled(index, settled, true, length) {
+    if !environment.count_binding_later::<Ipv4>(index, true, length) {
         environment.count(slot, Counter::BindingTrafficLost, length);
     }
     Some(device)

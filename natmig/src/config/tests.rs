@@ -31,8 +31,8 @@ fn defaults_are_filled_in() {
     assert_eq!(config.max_addresses, DEFAULT_MAX_ADDRESSES);
     assert_eq!(config.gateway_mac, DEFAULT_GATEWAY_MAC);
     assert_eq!(config.max_addresses_ipv6, DEFAULT_MAX_ADDRESSES);
-    let banks = [1, 2, 128, 129].map(|cpus| config.binding_banks(cpus));
-    assert_eq!(banks, [1, 1, 1, 2]);
+    let banks = [1, 2, 128].map(|cpus| config.binding_banks(cpus));
+    assert_eq!(banks, [1, 1, 1]);
     assert_eq!(config.forward, Forward::Bound);
     assert_eq!(config.metrics, None);
     assert_eq!(config.interfaces.len(), 2);

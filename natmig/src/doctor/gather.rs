@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use natmig_common::{Entry, Ipv4, Ipv6, PackedTraffic, Settled};
+use natmig_common::{Aligned, Entry, Ipv4, Ipv6, PackedTraffic, Settled};
 
 use self::{ethtool::Ethtool, netdev::Netdev};
 use super::facts::{
@@ -174,7 +174,8 @@ fn memory(config: &RouterConfig) -> u64 {
     let family = |addresses: u32, entry: usize, settled: usize| {
         let each = entry + settled + 2 * size_of::<PackedTraffic>() * banks as usize;
         let buckets = u64::from(addresses).next_power_of_two();
-        u64::from(addresses) * each as u64 + buckets * BUCKET
+        let aligned = u64::from(Aligned::count(addresses)) * size_of::<Aligned>() as u64;
+        u64::from(addresses) * each as u64 + buckets * BUCKET + aligned
     };
     let ipv4 = family(
         config.max_addresses,

@@ -11,7 +11,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytemuck::{AnyBitPattern, Pod};
@@ -34,6 +34,8 @@ const LINK_UPDATE: u32 = 29;
 const ATTACH_TYPE_XDP: u32 = 37;
 const READ_ONLY: u32 = 1 << 3;
 const NO_EXIST: u64 = 1;
+/// `BPF_F_TEST_RUN_ON_CPU`.
+const TEST_RUN_ON_CPU: u32 = 1 << 0;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// `XDP_FLAGS_SKB_MODE`.
@@ -260,6 +262,33 @@ pub(super) fn run_program(program: BorrowedFd<'_>) -> io::Result<()> {
         .u32(1);
     // SAFETY: the frame is as long as is said, valid during the call, and only read.
     unsafe { attributes.call(PROG_TEST_RUN) }.map(drop)
+}
+
+/// Runs a raw tracepoint's program once, on a CPU; what it returns. `ENXIO` if there is no such CPU, or if it
+/// is switched off.
+pub(super) fn run_on_cpu(program: BorrowedFd<'_>, cpu: u32) -> io::Result<u32> {
+    let mut attributes = Builder::new()
+        .fd(program)
+        // What it returns, sizes and places of data, how often and how long: zero.
+        .u32(0)
+        .u32(0)
+        .u32(0)
+        .u64(0)
+        .u64(0)
+        .u32(0)
+        .u32(0)
+        // Sizes and places of contexts.
+        .u32(0)
+        .u32(0)
+        .u64(0)
+        .u64(0)
+        .u32(TEST_RUN_ON_CPU)
+        .u32(cpu)
+        .finish();
+    // SAFETY: no pointers among the attributes.
+    unsafe { attributes.call(PROG_TEST_RUN) }?;
+    // Behind the descriptor.
+    Ok(attributes.u32(1))
 }
 
 /// A map, with the sizes that the kernel reports.
@@ -575,14 +604,6 @@ impl<T: Pod> Shared<T> {
                 size_of::<T>() / 8,
             )
         }
-    }
-
-    /// As [`Shared::words`], in halves.
-    pub(super) fn half_words(&self, index: usize) -> &[AtomicU32] {
-        let words = self.words(index);
-        // SAFETY: the same memory, whose halves are aligned; all access is atomic, and the machines
-        // that natmig runs on have atomic access to both sizes side by side.
-        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
     }
 
     /// Reads an element, word by word.

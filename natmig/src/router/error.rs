@@ -211,6 +211,11 @@ pub enum RouterError {
     /// The guard was refused.
     #[error("nft refused natmig's guard: {0}")]
     Nft(String),
+    /// A CPU was processing a packet whenever it was asked for what it has counted.
+    #[error(
+        "CPU {0} processes packets without a pause, so traffic by binding cannot be counted: try again"
+    )]
+    BusyCpu(u32),
     /// A system call failed.
     #[error("cannot {doing}: {cause}")]
     System {

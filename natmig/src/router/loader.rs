@@ -13,7 +13,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{ProgramFd, Xdp},
 };
-use natmig_common::{Meta, names};
+use natmig_common::{Aligned, Meta, names};
 
 use super::{
     AttachedInterface, RouterError,
@@ -43,6 +43,15 @@ pub(super) struct Program {
     _ebpf: Ebpf,
     fd: ProgramFd,
     heartbeat: ProgramFd,
+    bank: ProgramFd,
+}
+
+impl Program {
+    /// [`names::BANK_PROGRAM`].
+    pub(super) fn bank(&self) -> Result<OwnedFd, RouterError> {
+        let bank = self.bank.as_fd().try_clone_to_owned();
+        bank.map_err(RouterError::system("keep the program"))
+    }
 }
 
 impl AsFd for Program {
@@ -159,9 +168,12 @@ fn load_once(
         .map_max_entries(names::ENTRIES_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::SETTLED_IPV4, sizes.addresses_ipv4)
         .map_max_entries(names::SETTLED_IPV6, sizes.addresses_ipv6)
+        .map_max_entries(names::ALIGNED_IPV4, Aligned::count(sizes.addresses_ipv4))
+        .map_max_entries(names::ALIGNED_IPV6, Aligned::count(sizes.addresses_ipv6))
         .map_max_entries(names::INDEX_IPV4, sizes.addresses_ipv4)
         .map_max_entries(names::INDEX_IPV6, sizes.addresses_ipv6)
         .map_max_entries(names::ACTIVITY, sizes.cpus)
+        .map_max_entries(names::UNBANKED, sizes.cpus.saturating_mul(2))
         .map_max_entries(names::INTERFACES, sizes.largest_ifindex + SPARE_INDICES)
         .map_max_entries(names::DEVICES, sizes.largest_ifindex + SPARE_INDICES)
         .map_max_entries(names::COUNTERS, sizes.interfaces + SPARE_COUNTERS)
@@ -174,15 +186,18 @@ fn load_once(
     }
     let mut ebpf = loader.load(object).map_err(|error| describe(&error))?;
     let mut load = |name: &str| {
-        let program: &mut Xdp = ebpf
+        let program = ebpf
             .program_mut(name)
-            .ok_or_else(|| RouterError::Program(format!("the object has no program {name}")))?
-            .try_into()
-            .map_err(|error: aya::programs::ProgramError| describe(&error))?;
+            .ok_or_else(|| RouterError::Program(format!("the object has no program {name}")))?;
         // The kernel gives up verifying when something interrupts it, and wants to be asked again.
         let mut attempts = 20;
         loop {
-            match program.load() {
+            let result = if let aya::programs::Program::RawTracePoint(program) = program {
+                program.load()
+            } else {
+                <&mut Xdp>::try_from(&mut *program).and_then(Xdp::load)
+            };
+            match result {
                 Err(aya::programs::ProgramError::LoadError { io_error, .. })
                     if io_error.kind() == std::io::ErrorKind::WouldBlock && attempts > 0 =>
                 {
@@ -199,10 +214,12 @@ fn load_once(
     };
     let fd = load(names::PROGRAM)?;
     let heartbeat = load(names::HEARTBEAT_PROGRAM)?;
+    let bank = load(names::BANK_PROGRAM)?;
     let program = Program {
         _ebpf: ebpf,
         fd,
         heartbeat,
+        bank,
     };
     // Maps that the program does not use are no less the instance's.
     for name in names::MAPS {
@@ -216,12 +233,21 @@ fn load_once(
     Ok(program)
 }
 
-/// Pins the programs in the place of their predecessors.
+/// Pins the program that who opens the tables needs, in the place of its predecessor.
+pub(super) fn pin_bank(instance: &Instance, program: &Program) -> Result<(), RouterError> {
+    pin_programs(instance, &[(names::BANK_PROGRAM, &program.bank)])
+}
+
+/// Pins the other programs in the place of their predecessors.
 pub(super) fn pin_program(instance: &Instance, program: &Program) -> Result<(), RouterError> {
     let programs = [
         (names::HEARTBEAT_PROGRAM, &program.heartbeat),
         (names::PROGRAM, &program.fd),
     ];
+    pin_programs(instance, &programs)
+}
+
+fn pin_programs(instance: &Instance, programs: &[(&str, &ProgramFd)]) -> Result<(), RouterError> {
     for (name, fd) in programs {
         let path = instance.programs().join(name);
         let aside = instance.programs().join("next");

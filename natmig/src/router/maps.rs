@@ -1,14 +1,18 @@
 //! The pinned maps of an instance, opened.
 
 use std::{
+    mem,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
+    time::{Duration, Instant},
 };
 
+use bytemuck::Zeroable as _;
 use natmig_common::{
-    ABI_VERSION, Activity, Awaited, AwaitedKey, BindingKey, BindingTotal, BlockBucket, Entry,
-    Heartbeat, Interface, InterfaceTraffic, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PackedTraffic,
-    PoolMask, PrefixBucket, PrefixIpv4, Settled, Slot, SmallTraffic, VlanKey, binding_counter,
+    ABI_VERSION, Activity, Aligned, Awaited, AwaitedKey, BindingKey, BindingTotal, BlockBucket,
+    Entry, Heartbeat, Interface, InterfaceTraffic, Ipv4, Ipv6, META_MAGIC, Meta, NextHop,
+    PackedTraffic, PoolMask, PrefixBucket, PrefixIpv4, Settled, Slot, VlanKey, binding_counter,
     names,
 };
 
@@ -18,11 +22,16 @@ use super::{
     family::Net,
 };
 
+/// How often, and for how long, a CPU is asked that is always processing a packet when it is.
+const ATTEMPTS: u32 = 1000;
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The maps of one family that have an element per bound address.
 #[derive(Debug)]
 pub(super) struct FamilyMaps<F: Net> {
     pub(super) entries: Shared<Entry<F>>,
     pub(super) settled: Shared<Settled<F>>,
+    aligned: Shared<Aligned>,
     pub(super) index: MapHandle,
     /// See [`binding_counter`]; one element alone if nothing counts.
     pub(super) counters: Shared<PackedTraffic>,
@@ -51,54 +60,79 @@ impl<F: Net> FamilyMaps<F> {
         u32::try_from(banks.unwrap_or(0)).unwrap_or(0)
     }
 
-    /// The half words of an entry's [`Settled`].
-    fn settled_halves(&self, entry: u32) -> &[AtomicU32] {
-        self.settled.half_words(entry as usize)
-    }
-
     /// Says what may be known of an entry without looking at it; unspecified for nothing.
     pub(super) fn set_settled(&self, entry: u32, counterpart: F::Octets) {
-        let bytes = bytemuck::bytes_of(&counterpart);
-        if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
-            // The other half of the word is the program's.
-            self.settled_halves(entry)[0].store(u32::from_ne_bytes(octets), Ordering::Release);
-            return;
+        let is_aligned = counterpart != F::UNSPECIFIED && self.lies_aligned(entry, counterpart);
+        if !is_aligned {
+            self.set_aligned(entry, false);
         }
-        let (first, second) = bytes.split_at(8);
-        if first.iter().any(|octet| *octet != 0) {
+        let settled = Settled::<F> {
+            counterpart,
+            ..Settled::zeroed()
+        };
+        let (first, second) = bytemuck::bytes_of(&settled).split_at(8);
+        if counterpart != F::UNSPECIFIED {
             self.settled.write(entry as usize, 8, second);
         }
         self.settled.write(entry as usize, 0, first);
-    }
-
-    /// What was counted next to what is known of an entry.
-    pub(super) fn small(&self, entry: u32) -> SmallTraffic {
-        SmallTraffic(self.small_half(entry).load(Ordering::Relaxed))
-    }
-
-    /// As [`FamilyMaps::small`], and begins anew.
-    pub(super) fn take_small(&self, entry: u32) -> SmallTraffic {
-        let half = self.small_half(entry);
-        if half.load(Ordering::Relaxed) == 0 {
-            return SmallTraffic(0);
-        }
-        SmallTraffic(half.swap(0, Ordering::Relaxed))
-    }
-
-    /// Adds to the bank what was counted next to what is known of an entry, whose address is in a
-    /// locator pool, or is not.
-    pub(super) fn bank_small(&self, entry: u32, in_pool: bool) {
-        let small = self.take_small(entry);
-        if small != SmallTraffic(0)
-            && let Some([to, from]) = self.counters_of(entry).next()
-        {
-            let counter = if in_pool { from } else { to };
-            counter.fetch_add(small.packed().0, Ordering::Relaxed);
+        if is_aligned {
+            self.set_aligned(entry, true);
         }
     }
 
-    fn small_half(&self, entry: u32) -> &AtomicU32 {
-        &self.settled_halves(entry)[std::mem::offset_of!(Settled<F>, traffic) / 4]
+    /// Whether an entry's counterpart lies where the base of its [`Aligned`] says. The first one says
+    /// where that is.
+    fn lies_aligned(&self, entry: u32, counterpart: F::Octets) -> bool {
+        let (element, place) = Aligned::place(entry);
+        let known = self.aligned.get(element as usize).base;
+        let base = F::minus(counterpart, place);
+        let base = bytemuck::bytes_of(&base);
+        if base.iter().all(|octet| *octet == 0) {
+            // That stands for none.
+            return false;
+        }
+        if known == [0; 16] {
+            self.set_base(element, base);
+        }
+        known == [0; 16] || known.starts_with(base)
+    }
+
+    /// Sets the base of an element of [`Aligned`] that has said nothing of any entry for a grace period; none
+    /// for no octets.
+    pub(super) fn set_base(&self, element: u32, base: &[u8]) {
+        let mut whole = [0; 16];
+        whole[..base.len()].copy_from_slice(base);
+        let offset = mem::offset_of!(Aligned, base);
+        self.aligned.write(element as usize, offset, &whole);
+    }
+
+    /// Says whether an entry's counterpart lies where the base of its [`Aligned`] says.
+    fn set_aligned(&self, entry: u32, is_aligned: bool) {
+        let (element, place) = Aligned::place(entry);
+        let offset = mem::offset_of!(Aligned, bits) + place as usize / 64 * 8;
+        let bit = 1 << (place % 64);
+        let word = self.aligned.load(element as usize, offset);
+        let changed = if is_aligned { word | bit } else { word & !bit };
+        if changed != word {
+            self.aligned.publish(element as usize, offset, changed);
+        }
+    }
+
+    /// The elements of [`Aligned`] that have one of these entries, and say nothing of any entry.
+    pub(super) fn unaligned(&self, entries: &[u32]) -> Vec<u32> {
+        let mut elements: Vec<u32> = entries.iter().map(|it| Aligned::place(*it).0).collect();
+        elements.sort_unstable();
+        elements.dedup();
+        elements.retain(|element| self.aligned.get(*element as usize).bits == [0; 4]);
+        elements
+    }
+
+    /// Forgets the bases of elements that have said nothing of any entry for a grace period: the next
+    /// counterpart may lie anywhere.
+    pub(super) fn forget_bases(&self, elements: &[u32]) {
+        for element in elements {
+            self.set_base(*element, &[]);
+        }
     }
 }
 
@@ -126,6 +160,8 @@ pub(super) struct Maps {
     pub(super) counters: MapHandle,
     pub(super) totals: MapHandle,
     pub(super) awaited: MapHandle,
+    /// [`names::BANK_PROGRAM`].
+    bank: Option<OwnedFd>,
 }
 
 /// Bytes of kernel memory that an instance's maps take.
@@ -160,12 +196,14 @@ impl MapBytes {
             match name {
                 names::ENTRIES_IPV4
                 | names::SETTLED_IPV4
+                | names::ALIGNED_IPV4
                 | names::INDEX_IPV4
                 | names::BINDING_COUNTERS_IPV4 => {
                     bytes.ipv4 += memory;
                 }
                 names::ENTRIES_IPV6
                 | names::SETTLED_IPV6
+                | names::ALIGNED_IPV6
                 | names::INDEX_IPV6
                 | names::BINDING_COUNTERS_IPV6 => {
                     bytes.ipv6 += memory;
@@ -178,8 +216,13 @@ impl MapBytes {
 }
 
 impl Maps {
-    /// Opens the maps pinned in a directory, without looking at what they hold.
-    pub(super) fn open(directory: &Path, read_only: bool) -> Result<Self, RouterError> {
+    /// Opens the maps pinned in a directory, without looking at what they hold. `bank` is
+    /// [`names::BANK_PROGRAM`], without which [`Maps::bank`] does nothing.
+    pub(super) fn open(
+        directory: &Path,
+        read_only: bool,
+        bank: Option<OwnedFd>,
+    ) -> Result<Self, RouterError> {
         let opener = Opener {
             directory,
             read_only,
@@ -189,12 +232,14 @@ impl Maps {
             ipv4: FamilyMaps {
                 entries: opener.memory(names::ENTRIES_IPV4)?,
                 settled: opener.memory(names::SETTLED_IPV4)?,
+                aligned: opener.memory(names::ALIGNED_IPV4)?,
                 index: opener.map::<[u8; 4], u32>(names::INDEX_IPV4)?,
                 counters: opener.memory(names::BINDING_COUNTERS_IPV4)?,
             },
             ipv6: FamilyMaps {
                 entries: opener.memory(names::ENTRIES_IPV6)?,
                 settled: opener.memory(names::SETTLED_IPV6)?,
+                aligned: opener.memory(names::ALIGNED_IPV6)?,
                 index: opener.map::<[u8; 16], u32>(names::INDEX_IPV6)?,
                 counters: opener.memory(names::BINDING_COUNTERS_IPV6)?,
             },
@@ -213,7 +258,46 @@ impl Maps {
             counters: opener.map::<u32, InterfaceTraffic>(names::COUNTERS)?,
             totals: opener.map::<BindingKey, BindingTotal>(names::BINDING_TOTALS)?,
             awaited: opener.map::<AwaitedKey, Awaited>(names::AWAITED)?,
+            bank,
         })
+    }
+
+    /// As [`Maps::bank`], before counters are reset or moved. What cannot be done is warned of: then a few
+    /// packets of an address that is gone may be counted for one that comes.
+    pub(super) fn bank_for_reuse(&self) {
+        if let Err(error) = self.bank() {
+            tracing::warn!(%error, "traffic by binding may be off by a few packets");
+        }
+    }
+
+    /// Has every CPU add to the counters by binding what it has not added yet: see
+    /// [`natmig_common::Unbanked`]. What was counted before the call is in them then.
+    pub(super) fn bank(&self) -> Result<(), RouterError> {
+        let Some(program) = &self.bank else {
+            return Ok(());
+        };
+        for cpu in 0..u32::try_from(self.activity.len()).unwrap_or(u32::MAX) {
+            let start = Instant::now();
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                match super::bpf::run_on_cpu(program.as_fd(), cpu) {
+                    Ok(0) => break,
+                    // It is processing a packet, as it happens.
+                    Ok(_) if attempts < ATTEMPTS || start.elapsed() < PATIENCE => {
+                        std::thread::yield_now();
+                    }
+                    Ok(_) => return Err(RouterError::BusyCpu(cpu)),
+                    // There is no such CPU, or it is switched off.
+                    Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
+                    Err(error) => {
+                        let doing = "have the counters by binding brought up to date";
+                        return Err(RouterError::system(doing)(error));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What the maps pinned in a directory are: `None` if there are none, or none that a load

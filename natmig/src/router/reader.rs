@@ -7,7 +7,7 @@ use std::{collections::HashMap, net::IpAddr, rc::Rc, sync::atomic::Ordering};
 use ipnet::IpNet;
 use natmig_common::{
     Action, BindingKey, BindingTotal, Counter, CounterClass, Entry, InterfaceTraffic, Ipv4, Ipv6,
-    PackedTraffic, Role, SlotState,
+    PackedTraffic, Role, SlotState, names,
 };
 use serde::Serialize;
 
@@ -230,7 +230,8 @@ impl Reader {
         if Maps::probe(&instance.maps())?.is_none() {
             return Err(not_loaded(&instance));
         }
-        let maps = Maps::open(&instance.maps(), true)?;
+        let bank = loader::open_program(&instance, names::BANK_PROGRAM)?;
+        let maps = Maps::open(&instance.maps(), true, Some(bank))?;
         Ok(Self {
             config: load_state(&instance).ok(),
             instance,
@@ -276,6 +277,7 @@ impl Reader {
 
     /// All entries, by family and place in the table.
     pub fn entries(&self) -> impl Iterator<Item = EntryView> {
+        self.bring_traffic_up_to_date();
         // A traffic counter that is full goes there after it was read here, or never.
         let totals = self.maps.totals.read_all::<BindingKey, _>();
         let totals = totals.unwrap_or_default().into_iter();
@@ -304,6 +306,7 @@ impl Reader {
         let Some(index) = self.lead::<F>(number)? else {
             return Ok(None);
         };
+        self.bring_traffic_up_to_date();
         let key = total_key::<F>(index);
         let total: Option<BindingTotal> = self
             .maps
@@ -313,6 +316,14 @@ impl Reader {
         let totals = total.map(|total| (id(key), total)).into_iter().collect();
         let entry = self.view::<F>(index, &totals);
         Ok(entry.filter(|entry| entry.address == address))
+    }
+
+    /// Has what CPUs have not added to the counters by binding added now. What that cannot be done for is
+    /// a few packets, which are added soon.
+    fn bring_traffic_up_to_date(&self) {
+        if let Err(error) = self.maps.bank() {
+            tracing::debug!(%error, "traffic by binding lacks a few packets");
+        }
     }
 
     /// The entry to which packets of an address are led, whosever it is.
@@ -501,7 +512,7 @@ impl Reader {
                 .is_some()
                 .then(|| self.version(&Decoded::of(&entry.pending))),
             reference,
-            traffic: self.traffic(index, &entry, totals),
+            traffic: self.traffic::<F>(index, totals),
         })
     }
 
@@ -530,27 +541,17 @@ impl Reader {
         }
     }
 
-    /// What all banks have counted, what is not in a bank yet, and what was taken out of them when they were full.
-    fn traffic<F: Net>(
-        &self,
-        index: u32,
-        entry: &Entry<F>,
-        totals: &Totals,
-    ) -> Option<TrafficView> {
+    /// What all banks have counted, and what was taken out of them when they were full.
+    fn traffic<F: Net>(&self, index: u32, totals: &Totals) -> Option<TrafficView> {
         let family = F::maps(&self.maps);
         if family.banks() == 0 {
             return None;
         }
         let mut sum = TrafficView::default();
-        let small = family.small(index).packed();
-        let (mut to, mut from) = (small, PackedTraffic::default());
-        if F::Prefixes::in_pool(&self.maps, F::number(entry.address)) {
-            (to, from) = (from, to);
-        }
         let banks = family
             .counters_of(index)
             .map(|words| words.map(|word| PackedTraffic(word.load(Ordering::Relaxed))));
-        for [to, from] in banks.chain([[to, from]]) {
+        for [to, from] in banks {
             sum.add(TrafficView {
                 packets_to: to.packets(),
                 bytes_to: to.bytes(),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::fd::AsFd as _, sync::Arc};
 
-use natmig_common::{ABI_VERSION, Interface, META_MAGIC, Meta, SlotState};
+use natmig_common::{ABI_VERSION, Interface, META_MAGIC, Meta, SlotState, names};
 
 use super::{
     Hearing, Instance, Kernel, Lock, MapBytes, Maps, Router, RouterError, Socket, Tables,
@@ -113,7 +113,8 @@ impl Router {
         let sizes = loader::sizes(config, pinned, largest.unwrap_or(0))?;
         loader::create_directories(instance)?;
         let program = loader::load(instance, options.object.as_deref(), sizes)?;
-        let maps = Maps::open(&instance.maps(), false)?;
+        loader::pin_bank(instance, &program)?;
+        let maps = Maps::open(&instance.maps(), false, Some(program.bank()?))?;
         let map_bytes = MapBytes::of(&instance.maps())?.total();
         write_meta(&maps, config, adopted);
         // Of a predecessor's routes nothing is believed.
@@ -217,7 +218,8 @@ impl Router {
         if Maps::probe(&instance.maps())?.is_none() {
             return Err(not_loaded(&instance));
         }
-        let maps = Maps::open(&instance.maps(), false)?;
+        let bank = loader::open_program(&instance, names::BANK_PROGRAM)?;
+        let maps = Maps::open(&instance.maps(), false, Some(bank))?;
         let mut socket = open_socket()?;
         let found = interfaces::find(&mut socket, &config)?;
         let Some(port) = Kernel::find_port(&mut socket, &instance)? else {
@@ -273,7 +275,7 @@ pub fn unload(instance: &str) -> Result<(), RouterError> {
 
 fn remove_all(instance: &Instance) -> Result<(), RouterError> {
     let mut socket = open_socket()?;
-    let interfaces = match Maps::open(&instance.maps(), true) {
+    let interfaces = match Maps::open(&instance.maps(), true, None) {
         Ok(maps) => interfaces::read(&maps)?,
         // Maps of another layout, or a start that failed early: the names have to do.
         Err(_) => named_interfaces(&mut socket, instance)?,

@@ -370,8 +370,8 @@ impl Tables {
             self.ipv4.unsettle(&self.maps);
             self.ipv6.unsettle(&self.maps);
             grace::fast(&self.maps.activity)?;
-            self.ipv4.bank_small(&self.maps);
-            self.ipv6.bank_small(&self.maps);
+            self.ipv4.forget_bases(&self.maps);
+            self.ipv6.forget_bases(&self.maps);
         }
         let ipv6 = self.ipv6.prefixes.set_pools(&self.maps, pools);
         let result = ipv6.and_then(|()| self.ipv4.prefixes.set_pools(&self.maps, pools));

@@ -52,6 +52,45 @@ fn assert_same(instance: &str, table: &BTreeMap<IpAddr, Rule>, case: &str) {
     }
 }
 
+/// What is said of 256 entries at once is said of each of them too, and of none that must be looked at. Of how
+/// many entries it is said.
+pub(super) fn assert_aligned(place: &Place) -> u32 {
+    fn array<T: aya::Pod>(place: &Place, name: &str) -> aya::maps::Array<aya::maps::MapData, T> {
+        let path = place.pins().join("maps").join(name);
+        let map = aya::maps::MapData::from_pin(path).unwrap();
+        aya::maps::Map::from_map_data(map)
+            .unwrap()
+            .try_into()
+            .unwrap()
+    }
+    fn check<F: Family, const N: usize, const M: usize>(place: &Place, version: u8) -> u32 {
+        let aligned = array::<[u64; 8]>(place, &format!("ALIGNED_IPV{version}"));
+        let settled = array::<[u64; N]>(place, &format!("SETTLED_IPV{version}"));
+        let entries = array::<[u64; M]>(place, &format!("ENTRIES_IPV{version}"));
+        let mut said = 0;
+        for entry in 0..entries.len() {
+            let (element, at) = Aligned::place(entry);
+            let element: Aligned = bytemuck::cast(aligned.get(&element, 0).unwrap());
+            if element.bits[at as usize / 64] >> (at % 64) & 1 == 0 {
+                continue;
+            }
+            said += 1;
+            let octets = size_of::<F::Octets>();
+            let base: F::Octets = bytemuck::pod_read_unaligned(&element.base[..octets]);
+            let settled = settled.get(&entry, 0).unwrap();
+            let settled = bytemuck::bytes_of(&settled)[..octets].to_vec();
+            assert_eq!(settled, bytemuck::bytes_of(&F::plus(base, at)), "{entry}");
+            let words = entries.get(&entry, 0).unwrap();
+            let found: Entry<F> = bytemuck::pod_read_unaligned(bytemuck::bytes_of(&words));
+            assert_eq!((found.family, found.reference), (F::NUMBER, 0), "{entry}");
+            let counterpart = bytemuck::bytes_of(&found.current.counterpart).to_vec();
+            assert_eq!(settled, counterpart, "{entry}");
+        }
+        said
+    }
+    check::<natmig_common::Ipv4, 1, 8>(place, 4) + check::<natmig_common::Ipv6, 2, 16>(place, 6)
+}
+
 /// Entries of direct blocks, as they lie in the table.
 fn are_in_a_row(instance: &str) -> bool {
     let reader = Reader::open(instance).unwrap();
@@ -312,15 +351,14 @@ fn what_is_settled_follows_the_pools_and_keeps_its_traffic() {
             let reader = Reader::open(&place.instance).unwrap();
             reader.entry(address.parse().unwrap()).unwrap().unwrap()
         };
-        let mut settled_ipv4: aya::maps::Array<_, [u32; 2]> =
-            map("SETTLED_IPV4").try_into().unwrap();
-        let settled_ipv6: aya::maps::Array<_, [u64; 3]> = map("SETTLED_IPV6").try_into().unwrap();
-        let ipv4 = |settled: &aya::maps::Array<_, [u32; 2]>, address: &str| {
-            let [counterpart, _] = settled.get(&entry(address).index, 0).unwrap();
+        let settled_ipv4: aya::maps::Array<_, [u32; 2]> = map("SETTLED_IPV4").try_into().unwrap();
+        let settled_ipv6: aya::maps::Array<_, [u64; 2]> = map("SETTLED_IPV6").try_into().unwrap();
+        let ipv4 = |address: &str| {
+            let [counterpart, _] = settled_ipv4.get(&entry(address).index, 0).unwrap();
             Ipv4Addr::from(counterpart.to_ne_bytes())
         };
         let ipv6 = |address: &str| {
-            let [first, second, _] = settled_ipv6.get(&entry(address).index, 0).unwrap();
+            let [first, second] = settled_ipv6.get(&entry(address).index, 0).unwrap();
             let halves = [first, second].map(u64::to_ne_bytes);
             Ipv6Addr::from(<[u8; 16]>::try_from(halves.concat()).unwrap())
         };
@@ -328,14 +366,8 @@ fn what_is_settled_follows_the_pools_and_keeps_its_traffic() {
         let (identity, locator) = ("10.2.0.7", "100.64.0.7");
         let (identity_ipv6, locator_ipv6) = ("2001:db8:2::7", "2001:db8:3::7");
 
-        assert_eq!(
-            ipv4(&settled_ipv4, identity),
-            locator.parse::<Ipv4Addr>().unwrap()
-        );
-        assert_eq!(
-            ipv4(&settled_ipv4, locator),
-            identity.parse::<Ipv4Addr>().unwrap()
-        );
+        assert_eq!(ipv4(identity), locator.parse::<Ipv4Addr>().unwrap());
+        assert_eq!(ipv4(locator), identity.parse::<Ipv4Addr>().unwrap());
         assert_eq!(
             ipv6(identity_ipv6),
             locator_ipv6.parse::<Ipv6Addr>().unwrap()
@@ -346,13 +378,15 @@ fn what_is_settled_follows_the_pools_and_keeps_its_traffic() {
             "in no pool, so it must be looked at"
         );
 
-        // As the program counts: to an identity, from a locator.
-        for (address, bytes) in [(identity, 100), (locator, 60)] {
-            let index = entry(address).index;
-            let [counterpart, _] = settled_ipv4.get(&index, 0).unwrap();
-            let traffic = SmallTraffic::packet(bytes).0;
-            settled_ipv4.set(index, [counterpart, traffic], 0).unwrap();
-        }
+        // As the program notes it: to an identity, from a locator.
+        let mut unbanked: aya::maps::Array<_, [u64; 40]> = map("UNBANKED").try_into().unwrap();
+        let element = Unbanked::element::<natmig_common::Ipv4>(0);
+        let mut notes = unbanked.get(&element, 0).unwrap();
+        assert_eq!(notes[0] & Unbanked::NUMBER, 0, "no packet came here");
+        notes[0] += 2;
+        notes[1] = Note::new(entry(identity).index, true, 100).0;
+        notes[2] = Note::new(entry(locator).index, false, 60).0;
+        unbanked.set(element, notes, 0).unwrap();
         let check_traffic = || {
             let to = entry(identity).traffic.unwrap();
             assert_eq!((to.packets_to, to.bytes_to, to.packets_from), (1, 100, 0));
@@ -364,17 +398,92 @@ fn what_is_settled_follows_the_pools_and_keeps_its_traffic() {
         };
         check_traffic();
 
+        // Identities of both families, and locators of IPv4.
+        assert_eq!(assert_aligned(place), 3 * u32::from(GROWN));
         let pools = ["10.1.1.128/25", "2001:db8:3::/64"].map(|pool| pool.parse().unwrap());
         router.set_pools(&pools).unwrap();
-        assert_eq!(
-            ipv4(&settled_ipv4, locator),
-            none.0,
-            "in no pool any longer"
-        );
+        assert_eq!(assert_aligned(place), 3 * u32::from(GROWN));
+        assert_eq!(ipv4(locator), none.0, "in no pool any longer");
         assert_eq!(
             ipv6(locator_ipv6),
             identity_ipv6.parse::<Ipv6Addr>().unwrap()
         );
         check_traffic();
+    });
+}
+
+/// Counterparts that lie in the order of their entries are known of 256 at once; others, and those of which
+/// something is pending, are not.
+#[test]
+fn counterparts_in_order_are_known_of_a_whole_block() {
+    const fn away(locator: IpAddr) -> Rule {
+        Rule::Away {
+            locator,
+            home: None,
+        }
+    }
+    /// VMs with identities in a row, whose locators are in one from here on.
+    fn rack(first: u8) -> BTreeMap<IpAddr, Rule> {
+        let mut table = BTreeMap::new();
+        for last in 0..GROWN {
+            let identity = Ipv4Addr::new(10, 2, 0, last).into();
+            let locator = Ipv4Addr::new(100, 64, 0, first + last).into();
+            table.insert(identity, away(locator));
+            table.insert(locator, Rule::Known { identity });
+        }
+        table
+    }
+    in_place(|place| {
+        let Started { mut router, .. } = place.start();
+        let element = || -> Aligned {
+            let path = place.pins().join("maps/ALIGNED_IPV4");
+            let map = aya::maps::MapData::from_pin(path).unwrap();
+            let map = aya::maps::Map::from_map_data(map).unwrap();
+            let aligned: aya::maps::Array<_, [u64; 8]> = map.try_into().unwrap();
+            let reader = Reader::open(&place.instance).unwrap();
+            let identity = Ipv4Addr::new(10, 2, 0, 0).into();
+            let index = reader.entry(identity).unwrap().unwrap().index;
+            assert!(index.is_multiple_of(256));
+            bytemuck::cast(aligned.get(&(index / 256), 0).unwrap())
+        };
+        let check = |base: [u8; 4], without: Option<u8>| {
+            let element = element();
+            assert_eq!(element.base[..4], base);
+            for last in 0..=u8::MAX {
+                let is_set = element.bits[usize::from(last / 64)] >> (last % 64) & 1 != 0;
+                let expected = last < GROWN && Some(last) != without;
+                assert_eq!(is_set, expected, "{last}");
+            }
+        };
+        router.replace(&rack(0)).unwrap();
+        check([100, 64, 0, 0], None);
+
+        // One of them moves on to a place of its own.
+        let identity: IpAddr = Ipv4Addr::new(10, 2, 0, 7).into();
+        let elsewhere = Ipv4Addr::new(100, 64, 9, 9).into();
+        let changes = Changes {
+            early: Vec::new(),
+            pending: vec![change(identity, away(elsewhere))],
+        };
+        router.prepare(MOVE, &changes).unwrap();
+        check([100, 64, 0, 0], Some(7));
+        router.abort(MOVE).unwrap();
+        check([100, 64, 0, 0], None);
+        router.prepare(MOVE, &changes).unwrap();
+        router.commit(MOVE).unwrap();
+        router.fold(MOVE).unwrap();
+        check([100, 64, 0, 0], Some(7));
+
+        // All of them move on, and the first to another place than most.
+        let mut moved = rack(3);
+        moved.insert(Ipv4Addr::new(10, 2, 0, 0).into(), away(elsewhere));
+        router.replace(&moved).unwrap();
+        check([100, 64, 0, 3], Some(0));
+        router.replace(&rack(3)).unwrap();
+        check([100, 64, 0, 3], None);
+        drop(router);
+        let Started { router, .. } = place.start();
+        check([100, 64, 0, 3], None);
+        drop(router);
     });
 }

@@ -1,7 +1,7 @@
 //! Writers that are killed at every step, and their successors.
 
 use super::{
-    blocks::{GROWN, SPARSE, dense},
+    blocks::{GROWN, SPARSE, assert_aligned, dense},
     *,
 };
 
@@ -44,6 +44,7 @@ pub(super) fn killed_at(place: &Place, steps: &str, failpoint: &str) {
         Some(9),
         "{steps} reaches {failpoint}: {text}"
     );
+    assert_aligned(place);
 }
 
 const PREPARE: [&str; 7] = [

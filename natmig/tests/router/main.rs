@@ -45,7 +45,9 @@ use natmig::{
     },
     rule::{Attachment, Change, Changes, MacAddress, Rule, TransactionId},
 };
-use natmig_common::{PackedTraffic, SlotState, SmallTraffic, binding_counter};
+use natmig_common::{
+    Aligned, Entry, Family, Note, PackedTraffic, SlotState, Unbanked, binding_counter,
+};
 use nix::sched::{CloneFlags, unshare};
 
 /// A network namespace with an access and a fabric interface, and an instance's name.

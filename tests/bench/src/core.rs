@@ -15,10 +15,10 @@ use aya::{
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable as _};
 use natmig_bench_ebpf::{BINDINGS, IN, OUT};
 use natmig_common::{
-    ABI_VERSION, Action, BLOCK_BUCKETS, BLOCK_LENGTH, BlockBucket, BlockIpv6, CHUNK_LENGTH,
-    Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop, PREFIX_BLOCKS,
-    PREFIX_BUCKETS, PREFIX_HASH, PrefixBucket, PrefixIpv4, PrefixIpv6, Role, Route, Settled,
-    Version, WIDE_PREFIXES, buckets, names,
+    ABI_VERSION, Action, Aligned, BLOCK_BUCKETS, BLOCK_LENGTH, BlockBucket, BlockIpv6,
+    CHUNK_LENGTH, Counter, Entry, Heartbeat, Interface, Ipv4, Ipv6, META_MAGIC, Meta, NextHop,
+    PREFIX_BLOCKS, PREFIX_BUCKETS, PREFIX_HASH, PrefixBucket, PrefixIpv4, PrefixIpv6, Role, Route,
+    Settled, Version, WIDE_PREFIXES, buckets, names,
 };
 
 use crate::{
@@ -130,6 +130,21 @@ impl<T> Drop for Memory<T> {
     }
 }
 
+/// Says of the entry that its counterpart lies in the same order as it does, if that is so.
+fn align<F: natmig_common::Family>(aligned: &Memory<Aligned>, number: u32, counterpart: F::Octets) {
+    let (element, place) = Aligned::place(number);
+    let base = F::minus(counterpart, place);
+    let base = bytemuck::bytes_of(&base);
+    let mut element_now = aligned.get(element);
+    if element_now.bits == [0; 4] {
+        element_now.base[..base.len()].copy_from_slice(base);
+    }
+    if element_now.base.starts_with(base) {
+        element_now.bits[place as usize / 64] |= 1 << (place % 64);
+        aligned.set(element, element_now);
+    }
+}
+
 /// What may be known of an entry.
 fn known<F: natmig_common::Family>(entry: &Entry<F>, in_pool: bool) -> Settled<F> {
     Settled {
@@ -155,6 +170,8 @@ impl Core {
             .map_max_entries(names::ENTRIES_IPV6, ENTRIES)
             .map_max_entries(names::SETTLED_IPV4, ENTRIES)
             .map_max_entries(names::SETTLED_IPV6, ENTRIES)
+            .map_max_entries(names::ALIGNED_IPV4, Aligned::count(ENTRIES))
+            .map_max_entries(names::ALIGNED_IPV6, Aligned::count(ENTRIES))
             .map_max_entries(names::INDEX_IPV4, ENTRIES)
             .map_max_entries(names::INDEX_IPV6, ENTRIES)
             .map_max_entries(names::BINDING_COUNTERS_IPV4, counters)
@@ -265,6 +282,7 @@ impl Core {
         let (identities, locators) = areas();
         let entries = self.memory::<Entry<Ipv4>>(names::ENTRIES_IPV4)?;
         let settled = self.memory::<Settled<Ipv4>>(names::SETTLED_IPV4)?;
+        let aligned = self.memory::<Aligned>(names::ALIGNED_IPV4)?;
         let prefixes = self.memory::<PrefixIpv4>(names::PREFIXES_IPV4)?;
         let mut chunk = 0;
         for (first, area, other, action) in [
@@ -291,6 +309,7 @@ impl Core {
                 };
                 entries.set(first + number, entry);
                 settled.set(first + number, known(&entry, area == locators));
+                align::<Ipv4>(&aligned, first + number, version.counterpart);
             }
             // All of the area's /8, the /16s with entries with a chunk.
             for wide in 0..256 {
@@ -343,6 +362,7 @@ impl Core {
         let (identities, locators) = areas();
         let entries = self.memory::<Entry<Ipv6>>(names::ENTRIES_IPV6)?;
         let settled = self.memory::<Settled<Ipv6>>(names::SETTLED_IPV6)?;
+        let aligned = self.memory::<Aligned>(names::ALIGNED_IPV6)?;
         let prefixes = self.memory::<PrefixBucket>(names::PREFIXES_IPV6)?;
         let blocks = self.memory::<BlockBucket>(names::BLOCKS_IPV6)?;
         let mut homeless = Vec::new();
@@ -370,6 +390,7 @@ impl Core {
                 };
                 entries.set(first + number, entry);
                 settled.set(first + number, known(&entry, area == locators));
+                align::<Ipv6>(&aligned, first + number, version.counterpart);
                 let (high, low) = halves(address);
                 if low.trailing_zeros() >= 8 && settings.blocks {
                     let block = BlockIpv6 {

@@ -4,7 +4,7 @@ use std::cell::{Cell, UnsafeCell};
 
 use natmig::rule::MacAddress;
 use natmig_common::{
-    BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, Mac, NextHop, PoolMask,
+    Aligned, BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, Mac, NextHop, PoolMask,
     PrefixBucket, PrefixIpv4, Settled,
 };
 use natmig_ebpf::{
@@ -218,6 +218,10 @@ impl Environment for Host<'_> {
         Some(bytemuck::cast_ref(entry))
     }
 
+    fn aligned<I: Ip>(&self, _number: u32) -> Option<&Aligned> {
+        None
+    }
+
     fn settled<I: Ip>(&self, _index: u32) -> Option<&Settled<I>> {
         None
     }
@@ -284,13 +288,11 @@ impl Environment for Host<'_> {
 
     fn count(&self, _slot: u16, _counter: Counter, _bytes: u32) {}
 
-    fn touch_binding<I: Ip>(&self, _index: u32, _to: bool) {}
-
-    fn count_settled<I: Ip>(&self, _: u32, _: &Settled<I>, _to: bool, _bytes: u32) -> bool {
+    fn count_binding<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
         true
     }
 
-    fn count_binding<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
+    fn count_binding_later<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
         true
     }
 }

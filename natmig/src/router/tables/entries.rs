@@ -15,7 +15,7 @@
 use std::{collections::VecDeque, mem::offset_of};
 
 use natmig_common::{
-    Action, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, SmallTraffic, Version,
+    Action, Aligned, BLOCK_LENGTH, BindingKey, BindingTotal, Entry, Settled, Version,
 };
 
 use super::{
@@ -190,6 +190,7 @@ impl<F: Net> Entries<F> {
     /// Frees what opening found; a grace period after it.
     pub(super) fn bury(&mut self, maps: &Maps, remains: Remains) -> Result<(), RouterError> {
         let Remains { mut dead, copied } = remains;
+        maps.bank_for_reuse();
         for (from, to) in &copied {
             if self.slabs.is_used(*to) {
                 carry_over::<F>(maps, *from, *to)?;
@@ -219,11 +220,11 @@ impl<F: Net> Entries<F> {
         }
     }
 
-    /// Adds to the bank what was counted next to what is known of entries.
-    pub(super) fn bank_small(&self, maps: &Maps) {
-        for number in self.slabs.iter() {
-            bank_small::<F>(maps, number);
-        }
+    /// Says, a grace period after that, that what is known of entries may lie anywhere.
+    pub(super) fn forget_bases(&self, maps: &Maps) {
+        let numbers: Vec<u32> = self.slabs.iter().collect();
+        let family = F::maps(maps);
+        family.forget_bases(&family.unaligned(&numbers));
     }
 
     /// Says of all entries what may be known of them without looking.
@@ -417,6 +418,8 @@ impl<F: Net> Entries<F> {
             self.slabs.release_block(first);
             return Ok(false);
         }
+        // Nothing has been said of its entries since before they were freed.
+        family.forget_bases(&[Aligned::place(first).0]);
         let place = |address| first + u32::from(F::last(address));
         for (address, _, entry) in &old {
             write_entry(maps, place(*address), entry);
@@ -458,6 +461,7 @@ impl<F: Net> Entries<F> {
         step!("block:unindexed");
         grace::fast(&maps.activity)?;
         grace::rcu()?;
+        maps.bank_for_reuse();
         for (from, to) in &leaving {
             carry_over::<F>(maps, *from, *to)?;
         }
@@ -616,13 +620,13 @@ impl<F: Net> Entries<F> {
             return Ok(());
         }
         let family = F::maps(maps);
+        maps.bank_for_reuse();
         for number in numbers {
             for word in family.counters_of(*number).flatten() {
                 if word.load(std::sync::atomic::Ordering::Relaxed) != 0 {
                     word.store(0, std::sync::atomic::Ordering::Relaxed);
                 }
             }
-            family.take_small(*number);
         }
         forget_totals::<F>(maps, numbers)
             .map_err(RouterError::system("reset the counters of freed entries"))?;
@@ -654,17 +658,43 @@ pub(super) fn set_reference<F: Net>(maps: &Maps, number: u32, reference: u64) {
 
 /// Says what may be known of an entry without looking at it.
 fn settle<F: Net>(maps: &Maps, number: u32, entry: &Entry<F>) {
-    let in_pool = F::Prefixes::in_pool(maps, F::number(entry.address));
-    F::maps(maps).set_settled(number, Settled::counterpart_of(entry, in_pool));
+    F::maps(maps).set_settled(number, counterpart_of(maps, entry));
 }
 
-/// Adds to the bank what was counted next to what is known of an entry.
-fn bank_small<F: Net>(maps: &Maps, number: u32) {
+/// The counterpart that may be known of an entry without looking at it.
+fn counterpart_of<F: Net>(maps: &Maps, entry: &Entry<F>) -> F::Octets {
+    let in_pool = F::Prefixes::in_pool(maps, F::number(entry.address));
+    Settled::counterpart_of(entry, in_pool)
+}
+
+/// Chooses the bases of elements that have said nothing of any entry for a grace period: as most of the first of
+/// these entries of theirs would have it, which are about to be settled.
+pub(super) fn choose_bases<F: Net>(maps: &Maps, elements: &[u32], numbers: &[u32]) {
+    /// Entries of an element that are asked.
+    const ASKED: usize = 16;
     let family = F::maps(maps);
-    if family.small(number) != SmallTraffic(0) {
-        let address = family.entries.get(number as usize).address;
-        let in_pool = F::Prefixes::in_pool(maps, F::number(address));
-        family.bank_small(number, in_pool);
+    family.forget_bases(elements);
+    for group in numbers.chunk_by(|one, other| Aligned::place(*one).0 == Aligned::place(*other).0) {
+        let element = Aligned::place(group[0]).0;
+        if elements.binary_search(&element).is_err() {
+            continue;
+        }
+        // The one that remains if each is struck out together with one that differs.
+        let (mut base, mut votes) = (F::UNSPECIFIED, 0);
+        for number in group.iter().take(ASKED) {
+            let mut entry = family.entries.get(*number as usize);
+            entry.reference = 0;
+            let counterpart = counterpart_of(maps, &entry);
+            if counterpart == F::UNSPECIFIED {
+                continue;
+            }
+            let wanted = F::minus(counterpart, Aligned::place(*number).1);
+            if votes == 0 {
+                base = wanted;
+            }
+            votes += if wanted == base { 1 } else { -1 };
+        }
+        family.set_base(element, bytemuck::bytes_of(&base));
     }
 }
 
@@ -687,11 +717,10 @@ pub(super) fn set_action<F: Net>(maps: &FamilyMaps<F>, number: u32, version: &Ve
     maps.entries.write(number as usize, offset, word);
 }
 
-/// Moves the traffic that an entry counted to its copy, which counts already.
+/// Moves the traffic that an entry counted to its copy, which counts already; all of it is in the banks.
 fn carry_over<F: Net>(maps: &Maps, from: u32, to: u32) -> Result<(), RouterError> {
     use std::sync::atomic::Ordering::Relaxed;
     let family = F::maps(maps);
-    bank_small::<F>(maps, from);
     for (from, to) in family.counters_of(from).zip(family.counters_of(to)) {
         for (from, to) in from.into_iter().zip(to) {
             if from.load(Relaxed) != 0 {

@@ -18,7 +18,7 @@ use super::{
         version::{Decoded, Segments, action, same},
     },
     APPLY, Progress, Tables, Transaction, Write, Writes,
-    entries::{set_absent, set_action, set_reference},
+    entries::{choose_bases, set_absent, set_action, set_reference},
     slots, sort, twice,
 };
 use crate::{digest::Parts, rule::TransactionId};
@@ -346,7 +346,12 @@ impl Tables {
         let ipv4 = self.fold_entries::<Ipv4>(held);
         let ipv6 = self.fold_entries::<Ipv6>(held);
         step!("fold:written");
+        // Of entries that all changed nothing is known until their references are cleared.
+        let elements_ipv4 = self.maps.ipv4.unaligned(&ipv4.numbers);
+        let elements_ipv6 = self.maps.ipv6.unaligned(&ipv6.numbers);
         grace::fast(&self.maps.activity)?;
+        choose_bases::<Ipv4>(&self.maps, &elements_ipv4, &ipv4.numbers);
+        choose_bases::<Ipv6>(&self.maps, &elements_ipv6, &ipv6.numbers);
         self.clear_references::<Ipv4>(&ipv4.numbers);
         self.clear_references::<Ipv6>(&ipv6.numbers);
         step!("fold:cleared");

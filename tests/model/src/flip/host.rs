@@ -6,8 +6,8 @@ use std::{
 };
 
 use natmig_common::{
-    BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop, PoolMask, PrefixBucket,
-    PrefixIpv4, Settled,
+    Aligned, BlockBucket, Counter, Entry, Family as _, Interface, Ipv4, NextHop, PoolMask,
+    PrefixBucket, PrefixIpv4, Settled,
 };
 use natmig_ebpf::{
     Address as _, Environment, Frame, HardwareAddress, Hearing, Hop, HopKind, Ip, RouteQuery,
@@ -120,6 +120,10 @@ impl Environment for Host<'_> {
         Some(bytemuck::cast_ref(entry))
     }
 
+    fn aligned<I: Ip>(&self, _number: u32) -> Option<&Aligned> {
+        None
+    }
+
     fn settled<I: Ip>(&self, _index: u32) -> Option<&Settled<I>> {
         None
     }
@@ -178,13 +182,11 @@ impl Environment for Host<'_> {
 
     fn count(&self, _slot: u16, _counter: Counter, _bytes: u32) {}
 
-    fn touch_binding<I: Ip>(&self, _index: u32, _to: bool) {}
-
-    fn count_settled<I: Ip>(&self, _: u32, _: &Settled<I>, _to: bool, _bytes: u32) -> bool {
+    fn count_binding<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
         true
     }
 
-    fn count_binding<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
+    fn count_binding_later<I: Ip>(&self, _index: u32, _to: bool, _bytes: u32) -> bool {
         true
     }
 }
