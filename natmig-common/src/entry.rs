@@ -136,7 +136,13 @@ impl PackedTraffic {
     /// Whether the word is to be taken.
     #[inline]
     pub const fn is_full(self) -> bool {
-        self.0 & Self::GUARDS != 0
+        self.guards() != 0
+    }
+
+    /// The guards that are set: none, unless the word is to be taken.
+    #[inline]
+    pub const fn guards(self) -> u64 {
+        self.0 & Self::GUARDS
     }
 
     /// The packets.

@@ -6,7 +6,10 @@
     reason = "numbers of notes, which are few"
 )]
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::{
+    arch::asm,
+    ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
+};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use natmig_common::{
@@ -83,27 +86,50 @@ fn bank_all<I: Ip>(cpu: u32) -> bool {
     let Some(unbanked) = maps::UNBANKED.get_ptr_mut(Unbanked::element::<I>(cpu)) else {
         return true;
     };
-    let mut counted = true;
-    // SAFETY: as in `count_later`.
+    // The last note whose counter is to be taken. Others that are, their next packets find.
+    let mut full = 0;
+    // SAFETY: as in `count_later`, and the counters' words are aligned.
     unsafe {
         let notes = addr_of!((*unbanked).notes).cast::<Note>();
         for at in 0..=LAST {
             let note = read_volatile(notes.wrapping_add(at));
-            if let Some(word) = word::<I>(cpu, note.entry(), note.to()) {
-                read_volatile(word);
-            }
+            let Some(word) = word::<I>(cpu, note.entry(), note.to()) else {
+                return true;
+            };
+            read_volatile(word);
         }
         for at in 0..=LAST {
             let note = read_volatile(notes.wrapping_add(at));
-            if let Some(word) = word::<I>(cpu, note.entry(), note.to()) {
-                counted &= add::<I>(word, note.entry(), note.to(), note.bytes());
-            }
+            let Some(word) = word::<I>(cpu, note.entry(), note.to()) else {
+                return true;
+            };
+            let traffic = PackedTraffic::packet(note.bytes());
+            let sum = fetch_add(word, traffic.0).wrapping_add(traffic.0);
+            // Without a branch, because the verifier would follow each of so many both ways.
+            let is_full = mask(PackedTraffic(sum).guards());
+            full = (full & !is_full) | (note.0 & is_full);
         }
         let state = addr_of_mut!((*unbanked).state);
         let taken = read_volatile(state) & !Unbanked::NUMBER;
         write_volatile(state, taken.wrapping_add(Unbanked::TAKEN));
     }
-    counted
+    if full == 0 {
+        return true;
+    }
+    let note = Note(full);
+    word::<I>(cpu, note.entry(), note.to())
+        .is_none_or(|word| take::<I>(word, note.entry(), note.to()))
+}
+
+/// All ones if any bit is set, else 0; what it is, the compiler must not know.
+#[inline(always)]
+fn mask(bits: u64) -> u64 {
+    let mut sign = bits | bits.wrapping_neg();
+    // SAFETY: the assembly shifts a register.
+    unsafe {
+        asm!("{0} s>>= 63", inout(reg) sign, options(pure, nomem, nostack, preserves_flags));
+    }
+    sign
 }
 
 /// Adds the notes of the CPU to a bank, while it processes no packet. It may begin one at any time, and
@@ -143,20 +169,22 @@ pub(crate) fn bank_rest<I: Ip>(cpu: u32) -> bool {
 /// Adds a packet of `bytes` to the count of the entry.
 #[inline(always)]
 fn add<I: Ip>(word: *mut u64, entry: u32, to: bool, bytes: u32) -> bool {
-    let traffic = PackedTraffic::packet(bytes);
+    let traffic = PackedTraffic::packet(bytes).0;
     // SAFETY: the element is valid, and its word aligned.
-    unsafe {
-        let before = fetch_add(word, traffic.0);
-        if !PackedTraffic(before.wrapping_add(traffic.0)).is_full() {
-            return true;
-        }
-        let taken = PackedTraffic(exchange(word, 0));
-        let key = BindingKey {
-            entry,
-            family: u32::from(I::NUMBER),
-        };
-        add_to_total(&key, to, taken)
-    }
+    let sum = unsafe { fetch_add(word, traffic) }.wrapping_add(traffic);
+    !PackedTraffic(sum).is_full() || take::<I>(word, entry, to)
+}
+
+/// Takes a count that is full, and adds it to the entry's total. False if that cannot be.
+#[inline(always)]
+fn take<I: Ip>(word: *mut u64, entry: u32, to: bool) -> bool {
+    // SAFETY: the element is valid, and its word aligned.
+    let taken = PackedTraffic(unsafe { exchange(word, 0) });
+    let key = BindingKey {
+        entry,
+        family: u32::from(I::NUMBER),
+    };
+    add_to_total(&key, to, taken)
 }
 
 /// Adds what was taken out of a count to the entry's total. False if that cannot be.
