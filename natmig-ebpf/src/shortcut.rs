@@ -144,6 +144,9 @@ fn take<E: Environment, I: Ip>(environment: &E, ingress: u32) -> Option<Shortcut
         }
         if from.in_pool {
             source = from.counterpart;
+            if source == packet.source {
+                return None;
+            }
         }
     }
 
