@@ -65,7 +65,7 @@ unsafe impl<F: Family> Pod for Settled<F> {}
 #[repr(C, align(64))]
 pub struct Aligned {
     /// The first octets are the counterpart that the first entry has or would have, network order;
-    /// zero if no bit was set yet. That of entry `n` is [`Family::plus`] `n`.
+    /// zero if none was chosen, and then no bit is set. That of entry `n` is [`Family::plus`] `n`.
     pub base: [u8; 16],
     /// The entries of which that is so: bit `n % 64` of word `n / 64`.
     pub bits: [u64; 4],
